@@ -1,0 +1,119 @@
+//! The seam: what the machines above may ask of the kernel.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::{Done, Doorbell, Fault, Op, Sock, Token};
+
+/// A way to drive sockets from one thread. A driver belongs to the thread that made it.
+///
+/// 1. Every submitted [`Op`] yields exactly one [`Done`], and only out of [`Driver::wait`].
+/// 2. Would-block never crosses the seam.
+/// 3. Bytes that were taken and not yet put live in a [`crate::Lease`], which moves through the
+///    operations by value: one flow's bytes cannot reach another.
+/// 4. A pipe or buffer is leased only while bytes move; a waiting operation holds none.
+/// 5. Teardown is a join inside [`Op::Close`].
+pub trait Driver {
+    /// A socket on its way from one driver to another.
+    type Handle: Send + 'static;
+
+    /// `uring` or `epoll`, as in `--backend`.
+    const NAME: &'static str;
+
+    /// Monotonic time since an arbitrary start; comparable between the drivers of one process.
+    fn now(&self) -> Duration;
+
+    /// The bell that wakes this driver out of [`Driver::wait`] from any thread.
+    fn doorbell(&self) -> Doorbell;
+
+    /// Opens a listening socket and tells its actual address. Options inherited by accepted
+    /// connections: no delay, keep-alive, urgent data in line, reset when the process dies.
+    fn listen(at: SocketAddr, options: ListenOptions) -> io::Result<(Self::Handle, SocketAddr)>;
+
+    /// Opens a socket to be connected to an address of the family of `to`.
+    fn socket(&mut self, to: &SocketAddr) -> Result<Sock, Fault>;
+
+    /// Takes over a socket from another driver.
+    fn adopt(&mut self, handle: Self::Handle) -> Sock;
+
+    /// Gives a socket away. Nothing may be in flight on it.
+    ///
+    /// # Panics
+    /// When an operation is in flight.
+    fn release(&mut self, sock: Sock) -> Self::Handle;
+
+    /// Ends the outbound direction (FIN after what was sent). Failures mean that the connection is
+    /// gone, which the operations in flight report.
+    fn shutdown_write(&mut self, sock: Sock);
+
+    /// Queues an operation. Never blocks and never fails; failures are outcomes.
+    fn submit(&mut self, token: Token, op: Op);
+
+    /// Runs queued operations and waits until something is done or `until` has come; appends to
+    /// `done`.
+    ///
+    /// # Errors
+    /// When the kernel object behind the driver is unusable. The thread cannot go on.
+    fn wait(&mut self, until: Option<Duration>, done: &mut Vec<Done>) -> Result<(), DriverLost>;
+
+    /// The counters so far.
+    fn stats(&self) -> Stats;
+}
+
+/// How a listening socket is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ListenOptions {
+    /// Several sockets may listen on the address and the kernel spreads connections over them
+    /// (`SO_REUSEPORT`, Linux 3.9).
+    pub reuse_port: bool,
+}
+
+/// The kernel object behind a driver became unusable.
+#[derive(Debug)]
+pub struct DriverLost {
+    /// The call that failed.
+    pub call: &'static str,
+    /// Its error.
+    pub error: io::Error,
+}
+
+impl std::fmt::Display for DriverLost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} failed: {}", self.call, self.error)
+    }
+}
+
+impl std::error::Error for DriverLost {}
+
+/// What a driver counted since it was made. Sums add up: sockets opened = closed + open, leases
+/// taken = returned + live.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Sockets opened, accepted or adopted.
+    pub socks_opened: u64,
+    /// Sockets closed or released.
+    pub socks_closed: u64,
+    /// Pipes leased.
+    pub pipes_leased: u64,
+    /// Pipes that came back, empty (reused) or not (destroyed).
+    pub pipes_returned: u64,
+    /// Buffers leased.
+    pub bufs_leased: u64,
+    /// Buffers that came back.
+    pub bufs_returned: u64,
+    /// Bytes put by splicing.
+    pub bytes_spliced: u64,
+    /// Bytes put by copying through user space.
+    pub bytes_copied: u64,
+    /// Rounds (drains) that put everything they held.
+    pub rounds_full: u64,
+    /// Rounds that put only a part because the sink was full.
+    pub rounds_short: u64,
+    /// Splices handed to a kernel worker thread (io_uring only).
+    pub worker_splices: u64,
+    /// System calls of `wait` (ring enters or epoll waits).
+    pub waits: u64,
+    /// Completions that overflowed the completion queue (io_uring only; survived, but slow).
+    pub cq_overflows: u64,
+}

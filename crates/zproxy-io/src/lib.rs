@@ -1,0 +1,28 @@
+//! How the kernel is asked.
+//!
+//! One seam, [`Driver`], stands between the machines above and the kernel below: operations shaped
+//! like completions, one step above a system call. Two drivers implement it, [`Uring`] (one
+//! io_uring per core) and [`Epoll`] (the reference), and one conformance suite judges both.
+//!
+//! This is the only crate of the workspace that may contain `unsafe`.
+
+mod buf;
+mod doorbell;
+mod driver;
+mod epoll;
+mod fault;
+mod lease;
+mod op;
+mod pipe;
+pub mod probe;
+pub mod sock;
+pub mod sys;
+mod uring;
+
+pub use doorbell::Doorbell;
+pub use driver::{Driver, DriverLost, ListenOptions, Stats};
+pub use epoll::Epoll;
+pub use fault::Fault;
+pub use lease::Lease;
+pub use op::{Done, Ending, Op, Outcome, Sock, SourceNow, Token};
+pub use uring::{RingError, Uring, UringConfig};

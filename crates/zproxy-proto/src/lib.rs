@@ -1,0 +1,2 @@
+//! What ZProxy says on the wire.
+#![forbid(unsafe_code)]

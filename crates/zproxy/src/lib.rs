@@ -1,0 +1,10 @@
+//! The program.
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// Runs the program with the given arguments (the first is the program name).
+pub fn main(_args: Vec<OsString>) -> ExitCode {
+    ExitCode::FAILURE
+}
