@@ -18,6 +18,7 @@ mod policy;
 pub mod probe;
 pub mod sock;
 pub mod sys;
+mod table;
 mod uring;
 
 pub use doorbell::Doorbell;
