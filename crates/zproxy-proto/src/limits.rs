@@ -1,0 +1,128 @@
+//! Every bound of the product, and the answer when it is reached.
+
+use std::time::Duration;
+
+// --- the wire -----------------------------------------------------------------------------------
+
+/// Bytes of a frame behind its length field (type and body). Longer: the ctl_conn is refused at the
+/// header, before anything is buffered.
+pub const FRAME_LEN_MAX: usize = 64 << 10;
+/// Bytes in front of a frame's body: the length and the type.
+pub const FRAME_HEADER_SIZE: usize = 5;
+/// Bytes of the preface of every connection between the two programs.
+pub const PREFACE_SIZE: usize = 8;
+/// Bytes of the `Start` that turns an idle proxy_conn to data mode.
+pub const START_SIZE: usize = 16;
+/// Bytes of the `Attach` behind the preface of a proxy_conn.
+pub const ATTACH_SIZE: usize = 56;
+/// Bytes with which a proxy_conn opens: preface and `Attach`. What is more is a violation, because
+/// the client must wait for a `Start`.
+pub const PROXY_OPENING_SIZE: usize = PREFACE_SIZE + ATTACH_SIZE;
+/// Bytes of a client's or tunnel's name. Longer: a usage error in the client, a violation on the wire.
+pub const NAME_LEN_MAX: usize = 64;
+/// Bytes of a reason for a person. Longer ones are cut.
+pub const REASON_LEN_MAX: usize = 512;
+/// Protocol versions a client may offer. More: a violation.
+pub const VERSIONS_MAX: usize = 16;
+/// Bytes that wait to be sent on one ctl_conn. More: the peer does not read, the ctl_conn is closed.
+pub const CTL_SEND_BACKLOG_MAX: usize = 4 << 20;
+
+// --- secrets ------------------------------------------------------------------------------------
+
+/// Bytes of the shared token at least. Shorter: an error of configuration.
+pub const TOKEN_LEN_MIN: usize = 16;
+/// Bytes of the shared token at most. Longer: an error of configuration.
+pub const TOKEN_LEN_MAX: usize = 4096;
+/// Random bytes in a token that the gateway makes.
+pub const TOKEN_RANDOM_SIZE: usize = 32;
+
+// --- peers --------------------------------------------------------------------------------------
+
+/// Time from accept (or connect) to an authenticated peer. Later: closed and counted.
+pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
+/// Connections on the ctl and proxy ports that have not authenticated yet. At the limit accepting
+/// pauses until one has succeeded, failed, or met its deadline.
+pub const UNAUTHENTICATED_MAX: usize = 1024;
+/// Clients with a session, live or in grace. More: `Refused{limit}`.
+pub const CLIENTS_MAX: usize = 4096;
+/// Tunnels of one client. More: `TunnelRefused{limit}`.
+pub const TUNNELS_PER_CLIENT_MAX: usize = 1024;
+/// Reserved ports of one client: remembered for tunnels that it has not opened again yet. More: the
+/// oldest are forgotten.
+pub const RESERVATIONS_PER_CLIENT_MAX: usize = TUNNELS_PER_CLIENT_MAX;
+/// Public ports that are tried for one tunnel with port 0. None was free: `TunnelRefused`.
+pub const PORT_CANDIDATES_MAX: usize = 256;
+/// Data cores of one program. More: an error of configuration; a peer that claims more is refused.
+pub const DATA_CORES_MAX: u16 = 1024;
+
+// --- heartbeat and session ----------------------------------------------------------------------
+
+/// Time between two pings of each side on a ctl_conn, unless configured.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
+/// Silence after which the peer of a ctl_conn counts as dead, unless configured.
+pub const HEARTBEAT_DEADLINE: Duration = Duration::from_secs(30);
+/// The shortest heartbeat interval or deadline that can be configured or announced.
+pub const HEARTBEAT_MIN: Duration = Duration::from_millis(50);
+/// The longest heartbeat interval or deadline that can be configured or announced.
+pub const HEARTBEAT_MAX: Duration = Duration::from_secs(600);
+/// Time for which a session without a ctl_conn keeps its ports and idle proxy_conns. Later: its
+/// tunnels are closed.
+pub const SESSION_GRACE: Duration = Duration::from_secs(60);
+/// Time for which ports stay reserved by name after a session ended without a goodbye.
+pub const RESERVATION_GRACE: Duration = Duration::from_secs(60);
+
+// --- flows --------------------------------------------------------------------------------------
+
+/// Public conns that wait for a proxy_conn, per client and data core. More: reset and counted.
+pub const WAITING_PUBLICS_MAX: usize = 1024;
+/// Time that a public conn waits for a proxy_conn. Later: reset and counted.
+pub const BIND_DEADLINE: Duration = Duration::from_secs(10);
+/// Time to connect to the LocalServer. Later: `Abort{timeout}`.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Idle proxy_conns per client and data core at most. Surplus ones are closed.
+pub const IDLE_CONNS_MAX: usize = 256;
+/// Idle proxy_conns per client and data core that are held without demand.
+pub const IDLE_CONNS_MIN: usize = 2;
+/// Proxy_conns asked for and not yet arrived, per client and data core. At the limit no more are
+/// asked for until some arrive or expire.
+pub const OPENING_MAX: usize = 256;
+/// Time after which a proxy_conn that was asked for and did not arrive is asked for again.
+pub const OPENING_DEADLINE: Duration = Duration::from_secs(3);
+/// Time over which the pool watches its low-water mark before it shrinks its target.
+pub const POOL_WINDOW: Duration = Duration::from_secs(10);
+/// Proxy_conns that a client opens at the same time (per data core). More requests are dropped; the
+/// gateway asks again.
+pub const DIALS_MAX: usize = 256;
+/// Serials below the highest one seen that are still accepted, per client data core of a session.
+/// Older: the proxy_conn is refused.
+pub const REPLAY_WINDOW: usize = 8192;
+/// Time that the other end of a failed dial has to close the proxy_conn. Later: closed by this end.
+pub const ABORT_DEADLINE: Duration = Duration::from_secs(5);
+
+// --- coming back --------------------------------------------------------------------------------
+
+/// The first wait before a client dials again, before jitter.
+pub const BACKOFF_FIRST: Duration = Duration::from_millis(250);
+/// The longest wait before a client dials again.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// Time from SIGTERM to the end of the last flow, unless configured.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+const _: () = assert!(PREFACE_SIZE == 8);
+const _: () = assert!(START_SIZE == 4 + 4 + 8);
+const _: () = assert!(ATTACH_SIZE == 16 + 8 + 32);
+const _: () = assert!(CTL_SEND_BACKLOG_MAX >= 2 * (FRAME_LEN_MAX + FRAME_HEADER_SIZE));
+// The widest cold frame (a reason, a name and some numbers) must fit even when every byte of its
+// text is escaped as six bytes of JSON.
+const _: () = assert!(6 * (NAME_LEN_MAX + REASON_LEN_MAX) + 1024 <= FRAME_LEN_MAX);
+const _: () = assert!(IDLE_CONNS_MIN >= 1 && IDLE_CONNS_MIN <= IDLE_CONNS_MAX);
+const _: () = assert!(OPENING_MAX <= u16::MAX as usize);
+// A burst of lost and repeated requests must not leave the replay window behind.
+const _: () = assert!(REPLAY_WINDOW >= 4096 && REPLAY_WINDOW.is_multiple_of(64));
+const _: () = assert!(REPLAY_WINDOW >= 8 * OPENING_MAX);
+const _: () = assert!(BACKOFF_FIRST.as_millis() < 1000);
+const _: () = assert!(BACKOFF_FIRST.as_millis() <= BACKOFF_MAX.as_millis());
+const _: () = assert!(HEARTBEAT_INTERVAL.as_millis() * 2 < HEARTBEAT_DEADLINE.as_millis());
+const _: () = assert!(OPENING_DEADLINE.as_millis() * 2 < BIND_DEADLINE.as_millis());
+const _: () = assert!(TOKEN_LEN_MIN <= 2 * TOKEN_RANDOM_SIZE);
+const _: () = assert!(2 * TOKEN_RANDOM_SIZE <= TOKEN_LEN_MAX);
