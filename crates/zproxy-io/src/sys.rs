@@ -34,6 +34,57 @@ pub(crate) fn eventfd() -> io::Result<OwnedFd> {
     check(fd).map(own)
 }
 
+pub(crate) fn epoll_create() -> io::Result<OwnedFd> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) }).map(own)
+}
+
+/// Registers `fd` under `key`.
+pub(crate) fn epoll_add(epoll: RawFd, fd: RawFd, mask: u32, key: u64) -> io::Result<()> {
+    let mut event = libc::epoll_event { events: mask, u64: key };
+    // SAFETY: `event` is readable and the kernel keeps no pointer after return.
+    check(unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, fd, &raw mut event) }).map(drop)
+}
+
+/// Unregisters `fd`, if it is registered.
+pub(crate) fn epoll_remove(epoll: RawFd, fd: RawFd) {
+    // SAFETY: a null event is allowed for EPOLL_CTL_DEL. Failure means that it was not registered.
+    unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_DEL, fd, std::ptr::null_mut()) };
+}
+
+/// Waits for events, at most `millis` long (-1: for ever).
+pub(crate) fn epoll_wait(
+    epoll: RawFd,
+    events: &mut [libc::epoll_event],
+    millis: libc::c_int,
+) -> io::Result<usize> {
+    let capacity = libc::c_int::try_from(events.len()).unwrap_or(libc::c_int::MAX);
+    // SAFETY: `events` is writable for `capacity` entries and the kernel keeps no pointer.
+    let count = check(unsafe { libc::epoll_wait(epoll, events.as_mut_ptr(), capacity, millis) })?;
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
+/// As [`epoll_wait`], to the nanosecond (Linux 5.11). Called by number: glibc has it since 2.35.
+pub(crate) fn epoll_pwait2(
+    epoll: RawFd,
+    events: &mut [libc::epoll_event],
+    timeout: Option<Duration>,
+) -> io::Result<usize> {
+    let timeout = timeout.map(|time| libc::timespec {
+        tv_sec: libc::time_t::try_from(time.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: libc::c_long::from(time.subsec_nanos().cast_signed()),
+    });
+    let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    let sigmask: *const libc::sigset_t = std::ptr::null();
+    let capacity = libc::c_int::try_from(events.len()).unwrap_or(libc::c_int::MAX);
+    let events = events.as_mut_ptr();
+    let call = libc::SYS_epoll_pwait2;
+    // SAFETY: `events` is writable for `capacity` entries, `timeout` is null or readable, a null
+    // signal mask (of size 0) is allowed, and the kernel keeps no pointer after return.
+    let count = unsafe { libc::syscall(call, epoll, events, capacity, timeout, sigmask, 0usize) };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
 pub(crate) fn read(fd: RawFd, out: &mut [u8]) -> io::Result<usize> {
     // SAFETY: `out` is writable for its length and the kernel keeps no pointer after return.
     check_count(unsafe { libc::read(fd, out.as_mut_ptr().cast(), out.len()) })
@@ -191,6 +242,7 @@ pub(crate) fn option(fd: RawFd, level: libc::c_int, name: libc::c_int) -> io::Re
 }
 
 /// A socket address in the kernel's form.
+#[derive(Debug)]
 pub(crate) struct Address {
     storage: libc::sockaddr_storage,
     len: libc::socklen_t,

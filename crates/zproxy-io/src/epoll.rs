@@ -1,5 +1,0 @@
-//! The epoll backend (being written).
-
-/// The epoll driver.
-#[derive(Debug)]
-pub struct Epoll {}

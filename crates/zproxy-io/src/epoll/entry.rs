@@ -1,0 +1,181 @@
+//! One socket: what is in flight on it, and what is believed about its readiness.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use crate::policy::Policy;
+use crate::{Ending, Fault, Lease, RelayMode, Sock, Token, sys};
+
+/// An operation in flight.
+#[derive(Debug)]
+pub(super) struct Pending<T> {
+    pub(super) token: Token,
+    pub(super) op: T,
+    pub(super) place: Place,
+}
+
+/// Where an operation in flight waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In the ready queue, for its turn.
+    Queued,
+    /// On the socket, for an event.
+    Parked,
+}
+
+#[derive(Debug)]
+pub(super) enum Inbound {
+    Accept,
+    Connect(Connecting),
+    Recv { buf: Vec<u8>, max: usize },
+    Fill,
+}
+
+#[derive(Debug)]
+pub(super) enum Connecting {
+    NotYet(SocketAddr),
+    UnderWay,
+}
+
+#[derive(Debug)]
+pub(super) enum Outbound {
+    Send { buf: Vec<u8>, sent: usize },
+    Drain { lease: Lease, refill: Option<Sock> },
+}
+
+/// What the socket is believed to be ready for. A belief in readiness ends only when the kernel
+/// says otherwise (or has shown that its queue is empty), and begins again with an event; since
+/// events are edges, anything else would lose a wake-up.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ready {
+    pub(super) readable: bool,
+    pub(super) writable: bool,
+    /// The peer has ended its direction or the connection failed: no more edges for reading.
+    pub(super) read_ended: bool,
+    /// Urgent data was announced and may still lie in the queue.
+    pub(super) urgent: bool,
+    /// Both directions have ended, or the connection failed.
+    pub(super) hangup: bool,
+}
+
+impl Ready {
+    fn note(&mut self, mask: u32) {
+        let has = |bits: libc::c_int| mask & bits.cast_unsigned() != 0;
+        let over = has(libc::EPOLLERR | libc::EPOLLHUP);
+        // A call on a failed socket does not wait, so failing counts as ready.
+        self.readable |= over || has(libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLPRI);
+        self.writable |= over || has(libc::EPOLLOUT);
+        self.read_ended |= over || has(libc::EPOLLRDHUP);
+        self.urgent |= has(libc::EPOLLPRI);
+        self.hangup |= over;
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) fd: OwnedFd,
+    pub(super) ready: Ready,
+    /// Whether the poller knows the socket. It is told when an operation first has to wait.
+    pub(super) registered: bool,
+    /// How the connection died. The kernel tells an error once, to whichever call comes first, and
+    /// from then on a dead socket reads like a finished one; so it is remembered here.
+    pub(super) fault: Option<Fault>,
+    pub(super) policy: Policy,
+    pub(super) inbound: Option<Pending<Inbound>>,
+    pub(super) outbound: Option<Pending<Outbound>>,
+    pub(super) watch: Option<Pending<()>>,
+    /// The sink whose `Drain` refills from here and so occupies the inbound place.
+    pub(super) lent_to: Option<Sock>,
+    pub(super) close: Option<(Token, Ending)>,
+}
+
+impl Entry {
+    pub(super) fn new(fd: OwnedFd, relay: RelayMode) -> Self {
+        // Optimistic: trying costs one call, missing what is there already would cost the flow.
+        let ready = Ready {
+            readable: true,
+            writable: true,
+            read_ended: false,
+            urgent: false,
+            hangup: false,
+        };
+        Self {
+            fd,
+            ready,
+            registered: false,
+            fault: None,
+            policy: Policy::new(relay),
+            inbound: None,
+            outbound: None,
+            watch: None,
+            lent_to: None,
+            close: None,
+        }
+    }
+
+    pub(super) fn raw(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
+    /// Takes note of an event and tells which parked operations it may complete; they count as
+    /// queued from now on.
+    pub(super) fn wake(&mut self, mask: u32) -> Woken {
+        self.ready.note(mask);
+        let ready = self.ready;
+        let inbound = self.inbound.as_mut().is_some_and(|pending| {
+            let connecting = matches!(pending.op, Inbound::Connect(_));
+            (if connecting { ready.writable } else { ready.readable }) && pending.unpark()
+        });
+        let outbound = ready.writable && self.outbound.as_mut().is_some_and(Pending::unpark);
+        let watch = ready.hangup && self.watch.as_mut().is_some_and(Pending::unpark);
+        Woken { inbound, outbound, watch }
+    }
+
+    /// Records a failure of the connection and tells what to report: the first one.
+    pub(super) fn fail(&mut self, fault: Fault) -> Fault {
+        if fault.is_shortage() {
+            return fault;
+        }
+        *self.fault.get_or_insert(fault)
+    }
+
+    /// Asks the socket for a failure that no call has reported yet.
+    pub(super) fn probe_fault(&mut self) -> Option<Fault> {
+        let errno = sys::option(self.raw(), libc::SOL_SOCKET, libc::SO_ERROR).unwrap_or(0);
+        if errno != 0 {
+            self.fail(Fault::from_errno(errno));
+        }
+        self.fault
+    }
+
+    /// Whether nothing is in flight here.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.inbound.is_none()
+            && self.outbound.is_none()
+            && self.watch.is_none()
+            && self.lent_to.is_none()
+            && self.close.is_none()
+    }
+}
+
+impl<T> Pending<T> {
+    pub(super) fn queued(token: Token, op: T) -> Self {
+        Self { token, op, place: Place::Queued }
+    }
+
+    pub(super) fn parked(token: Token, op: T) -> Self {
+        Self { token, op, place: Place::Parked }
+    }
+
+    /// From parked to queued; false when it was queued already.
+    fn unpark(&mut self) -> bool {
+        std::mem::replace(&mut self.place, Place::Queued) == Place::Parked
+    }
+}
+
+/// The operations that an event may complete.
+pub(super) struct Woken {
+    pub(super) inbound: bool,
+    pub(super) outbound: bool,
+    pub(super) watch: bool,
+}

@@ -1,0 +1,265 @@
+//! The epoll backend, the reference: every operation is tried first, parked on its socket when it
+//! would block, and tried again when an event says so.
+//!
+//! It owns its sockets and what is in flight on them. It must never let would-block or a readiness
+//! event cross the seam, and never lose an edge: see [`entry::Ready`].
+
+mod entry;
+mod poller;
+mod round;
+mod run;
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use crate::buf::BufPool;
+use crate::pipe::PipePool;
+use crate::table::Table;
+use crate::{
+    Done, Doorbell, Driver, DriverLost, Fault, ListenOptions, Op, Outcome, RelayMode, Sock, Stats,
+    Token, sock, sys,
+};
+
+use entry::{Connecting, Entry, Inbound, Outbound, Pending};
+use poller::{Poller, Subject};
+use round::Pools;
+
+/// Turns of `wait` in a row that may go by without a look at new events, because operations were
+/// done without one. The saved system calls are worth it; more would let busy flows starve others.
+const BLIND_TURNS_MAX: u32 = 3;
+
+/// The epoll driver. It belongs to the thread that made it; dropping it resets its connections.
+pub struct Epoll {
+    relay: RelayMode,
+    poller: Poller,
+    doorbell: Doorbell,
+    socks: Table<Entry>,
+    /// Operations that can be tried. An entry may name one that has come home meanwhile, or one
+    /// that was tried already; both are harmless.
+    ready: VecDeque<(Sock, Side)>,
+    pools: Pools,
+    stats: Stats,
+    blind_turns: u32,
+}
+
+/// Which of a socket's operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Inbound,
+    Outbound,
+    Watch,
+    Close,
+}
+
+impl Epoll {
+    /// Makes a driver whose directions choose their path as `relay` says.
+    ///
+    /// # Errors
+    /// Out of descriptors or memory (`epoll_create1(2)`, `eventfd(2)`).
+    pub fn new(relay: RelayMode) -> io::Result<Self> {
+        let doorbell = Doorbell::new()?;
+        Ok(Self {
+            relay,
+            poller: Poller::new(doorbell.fd())?,
+            doorbell,
+            socks: Table::default(),
+            ready: VecDeque::new(),
+            pools: Pools { pipes: PipePool::new(), bufs: BufPool::new() },
+            stats: Stats::default(),
+            blind_turns: 0,
+        })
+    }
+
+    fn insert(&mut self, fd: OwnedFd) -> Sock {
+        self.stats.socks_opened += 1;
+        self.socks.insert(Entry::new(fd, self.relay))
+    }
+
+    /// The socket that an operation names. By contract a name ends with `Close` or `release`.
+    #[track_caller]
+    fn named(&mut self, sock: Sock) -> &mut Entry {
+        let entry = self.socks.get_mut(sock).expect("the socket was closed or released");
+        assert!(entry.close.is_none(), "the socket is being closed");
+        entry
+    }
+
+    #[track_caller]
+    fn queue_inbound(&mut self, sock: Sock, token: Token, op: Inbound) {
+        let entry = self.named(sock);
+        assert!(
+            entry.inbound.is_none() && entry.lent_to.is_none(),
+            "one inbound operation at a time"
+        );
+        entry.inbound = Some(Pending::queued(token, op));
+        self.ready.push_back((sock, Side::Inbound));
+    }
+
+    #[track_caller]
+    fn queue_outbound(&mut self, sock: Sock, token: Token, op: Outbound) {
+        let entry = self.named(sock);
+        assert!(entry.outbound.is_none(), "one outbound operation at a time");
+        entry.outbound = Some(Pending::queued(token, op));
+        self.ready.push_back((sock, Side::Outbound));
+    }
+
+    /// A `Drain` occupies the inbound place of the source that it refills from.
+    #[track_caller]
+    fn lend(&mut self, source: Sock, sink: Sock) {
+        let entry = self.named(source);
+        assert!(
+            entry.inbound.is_none() && entry.lent_to.is_none(),
+            "one inbound operation at a time"
+        );
+        entry.lent_to = Some(sink);
+    }
+
+    /// Waits for events and queues the operations they wake.
+    fn hear(&mut self, timeout: Option<Duration>, done: &mut Vec<Done>) -> Result<(), DriverLost> {
+        self.blind_turns = 0;
+        self.stats.waits += 1;
+        let lost = |error| DriverLost { call: "epoll_wait", error };
+        for index in 0..self.poller.wait(timeout).map_err(lost)? {
+            match self.poller.event(index) {
+                (Subject::Doorbell, _) => {
+                    self.doorbell.hush();
+                    done.push(Done { token: Token::DOORBELL, outcome: Outcome::Rung });
+                }
+                (Subject::Sock(sock), mask) => self.wake(sock, mask),
+            }
+        }
+        Ok(())
+    }
+
+    fn wake(&mut self, sock: Sock, mask: u32) {
+        // A stale name: the event is older than the close.
+        let Some(entry) = self.socks.get_mut(sock) else { return };
+        let woken = entry.wake(mask);
+        let sides = [
+            (woken.outbound, Side::Outbound),
+            (woken.inbound, Side::Inbound),
+            (woken.watch, Side::Watch),
+        ];
+        self.ready.extend(sides.into_iter().filter(|(woken, _)| *woken).map(|(_, s)| (sock, s)));
+    }
+}
+
+impl Driver for Epoll {
+    type Handle = OwnedFd;
+
+    const NAME: &'static str = "epoll";
+
+    fn now(&self) -> Duration {
+        sys::now()
+    }
+
+    fn doorbell(&self) -> Doorbell {
+        self.doorbell.clone()
+    }
+
+    fn listen(at: SocketAddr, options: ListenOptions) -> io::Result<(OwnedFd, SocketAddr)> {
+        sock::listen(at, options)
+    }
+
+    fn socket(&mut self, to: &SocketAddr) -> Result<Sock, Fault> {
+        let fd = sock::open(to).map_err(|error| Fault::from_io(&error))?;
+        Ok(self.insert(fd))
+    }
+
+    fn adopt(&mut self, handle: OwnedFd) -> Sock {
+        self.insert(handle)
+    }
+
+    fn release(&mut self, sock: Sock) -> OwnedFd {
+        let entry = self.socks.remove(sock).expect("the socket was closed or released");
+        assert!(entry.is_quiet(), "nothing may be in flight on a socket that is given away");
+        if entry.registered {
+            self.poller.remove(entry.fd.as_raw_fd());
+        }
+        self.stats.socks_closed += 1;
+        entry.fd
+    }
+
+    fn shutdown_write(&mut self, sock: Sock) {
+        // By contract a failure is reported by the operations in flight.
+        let _ = sys::shutdown_write(self.named(sock).raw());
+    }
+
+    fn submit(&mut self, token: Token, op: Op) {
+        match op {
+            Op::Accept { listener } => self.queue_inbound(listener, token, Inbound::Accept),
+            Op::Connect { sock, to } => {
+                self.queue_inbound(sock, token, Inbound::Connect(Connecting::NotYet(to)));
+            }
+            Op::Recv { sock, buf, max } => {
+                assert!(max > 0, "there is room to receive into");
+                self.queue_inbound(sock, token, Inbound::Recv { buf, max });
+            }
+            Op::Fill { from } => self.queue_inbound(from, token, Inbound::Fill),
+            Op::Send { sock, buf } => {
+                self.queue_outbound(sock, token, Outbound::Send { buf, sent: 0 });
+            }
+            Op::Drain { lease, to, refill } => {
+                assert!(!lease.is_empty(), "an empty lease is dropped, not drained");
+                if let Some(source) = refill {
+                    self.lend(source, to);
+                }
+                self.queue_outbound(to, token, Outbound::Drain { lease, refill });
+            }
+            Op::Watch { sock } => {
+                let entry = self.named(sock);
+                assert!(entry.watch.is_none(), "one watch at a time");
+                entry.watch = Some(Pending::queued(token, ()));
+                self.ready.push_back((sock, Side::Watch));
+            }
+            Op::Close { sock, how } => {
+                self.named(sock).close = Some((token, how));
+                self.ready.push_back((sock, Side::Close));
+            }
+        }
+    }
+
+    fn wait(&mut self, until: Option<Duration>, done: &mut Vec<Done>) -> Result<(), DriverLost> {
+        let before = done.len();
+        loop {
+            self.run_ready(done);
+            let produced = done.len() > before;
+            if produced && self.blind_turns < BLIND_TURNS_MAX {
+                self.blind_turns += 1;
+                return Ok(());
+            }
+            let timeout = if produced || !self.ready.is_empty() {
+                Some(Duration::ZERO)
+            } else {
+                until.map(|until| until.saturating_sub(sys::now()))
+            };
+            self.hear(timeout, done)?;
+            if produced || (done.len() > before && self.ready.is_empty()) {
+                return Ok(());
+            }
+            let late = || until.is_some_and(|until| sys::now() >= until);
+            if self.ready.is_empty() && late() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn stats(&self) -> Stats {
+        let Pools { pipes, bufs } = &self.pools;
+        Stats {
+            pipes_leased: pipes.leased.get(),
+            pipes_returned: pipes.returned.get(),
+            bufs_leased: bufs.leased.get(),
+            bufs_returned: bufs.returned.get(),
+            ..self.stats
+        }
+    }
+}
+
+impl std::fmt::Debug for Epoll {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Epoll").field("relay", &self.relay).field("stats", &self.stats()).finish()
+    }
+}
