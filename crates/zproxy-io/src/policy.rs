@@ -49,6 +49,11 @@ impl Policy {
         self.path
     }
 
+    /// Whether a pipe must be used wherever one can be had.
+    pub(crate) fn is_splice_only(&self) -> bool {
+        self.mode == RelayMode::Splice
+    }
+
     /// A copied fill took `count` of `space` bytes.
     pub(crate) fn note_copied(&mut self, count: usize, space: usize) {
         if self.mode == RelayMode::Auto && count == space {

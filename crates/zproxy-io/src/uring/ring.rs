@@ -1,0 +1,226 @@
+//! The ring itself: set-up, submission, reaping. It knows nothing of sockets.
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::Duration;
+
+use io_uring::{IoUring, cqueue, squeue, types};
+
+use crate::{DriverLost, sys};
+
+/// Submission entries. More operations than this in one turn are submitted in several calls.
+const SQ_ENTRIES: u32 = 1024;
+/// Completion entries: room for bursts of multishot accepts on top of everything in flight.
+const CQ_ENTRIES: u32 = 16384;
+/// Kernel worker threads for splices. Nothing that blocks is ever handed to them, so two suffice: one
+/// runs while the other is being woken.
+const WORKERS_MAX: u32 = 2;
+
+/// Why there is no ring.
+#[derive(Debug)]
+pub enum RingError {
+    /// `io_uring_setup(2)` failed.
+    Setup(io::Error),
+    /// The worker threads could not be limited (`IORING_REGISTER_IOWQ_MAX_WORKERS`, Linux 5.15).
+    Workers(io::Error),
+    /// The group of provided buffers could not be registered (`IORING_REGISTER_PBUF_RING`,
+    /// Linux 5.19).
+    Buffers(io::Error),
+    /// The doorbell could not be made (`eventfd(2)`).
+    Doorbell(io::Error),
+    /// The kernel does not know an operation that the driver needs.
+    Opcode(&'static str),
+}
+
+impl std::fmt::Display for RingError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Setup(error) => match error.raw_os_error() {
+                Some(libc::ENOSYS) => {
+                    f.write_str("this kernel has no io_uring; use Linux 6.1 or later")
+                }
+                Some(libc::EPERM | libc::EACCES) => f.write_str(
+                    "io_uring is forbidden here; set kernel.io_uring_disabled=0 or allow \
+                     io_uring_setup in the seccomp profile of the container",
+                ),
+                _ => write!(f, "io_uring_setup failed: {error}"),
+            },
+            Self::Workers(error) => {
+                write!(f, "the ring's workers cannot be limited ({error}); use Linux 5.15 or later")
+            }
+            Self::Buffers(error) => {
+                write!(f, "provided buffers are not available ({error}); use Linux 5.19 or later")
+            }
+            Self::Doorbell(error) => write!(f, "eventfd failed: {error}"),
+            Self::Opcode(name) => {
+                write!(f, "this kernel's io_uring lacks {name}; use Linux 6.1 or later")
+            }
+        }
+    }
+}
+
+impl std::error::Error for RingError {}
+
+/// One io_uring, owned by the thread that made it.
+pub(super) struct Ring {
+    ring: IoUring,
+    /// Entries that found the submission queue full, chains kept whole.
+    backlog: VecDeque<Vec<squeue::Entry>>,
+    reaped: Vec<cqueue::Entry>,
+    flags: &'static str,
+    pub(super) enters: u64,
+    pub(super) overflows: u64,
+}
+
+impl std::fmt::Debug for Ring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ring").field("flags", &self.flags).finish_non_exhaustive()
+    }
+}
+
+impl Ring {
+    pub(super) fn new(cpu: Option<usize>) -> Result<Self, RingError> {
+        let (ring, flags) = build().map_err(RingError::Setup)?;
+        check_opcodes(&ring)?;
+        let submitter = ring.submitter();
+        let mut workers = [WORKERS_MAX, WORKERS_MAX];
+        submitter.register_iowq_max_workers(&mut workers).map_err(RingError::Workers)?;
+        if let Some(cpu) = cpu {
+            // Workers do not inherit the pinning of the thread that they work for. Where the kernel
+            // refuses (the CPU is outside the cgroup's set), they roam, which is merely slower.
+            let _ = submitter.register_iowq_aff(&sys::cpu_set(cpu));
+        }
+        Ok(Self {
+            ring,
+            backlog: VecDeque::new(),
+            reaped: Vec::new(),
+            flags,
+            enters: 0,
+            overflows: 0,
+        })
+    }
+
+    /// The set-up flags that this kernel granted.
+    pub(super) fn flags(&self) -> &'static str {
+        self.flags
+    }
+
+    pub(super) fn submitter(&self) -> io_uring::Submitter<'_> {
+        self.ring.submitter()
+    }
+
+    /// Queues entries that belong together: linked ones are never torn apart by a submission.
+    pub(super) fn push(&mut self, entries: &[squeue::Entry]) {
+        if !self.backlog.is_empty() || !self.try_push(entries) {
+            self.backlog.push_back(entries.to_vec());
+        }
+    }
+
+    fn try_push(&mut self, entries: &[squeue::Entry]) -> bool {
+        // SAFETY: the driver keeps every buffer, address and descriptor named by an entry alive and
+        // in place until the entry's completion has been reaped.
+        unsafe { self.ring.submission().push_multiple(entries) }.is_ok()
+    }
+
+    fn flush_backlog(&mut self) {
+        while let Some(entries) = self.backlog.pop_front() {
+            if !self.try_push(&entries) {
+                self.backlog.push_front(entries);
+                return;
+            }
+        }
+    }
+
+    /// Whether there is something to submit.
+    pub(super) fn is_loaded(&mut self) -> bool {
+        !self.backlog.is_empty() || !self.ring.submission().is_empty()
+    }
+
+    /// Submits what is queued and, if `patience` is not zero, waits for a completion for so long
+    /// (`None`: for ever).
+    pub(super) fn enter(&mut self, patience: Option<Duration>) -> Result<(), DriverLost> {
+        self.flush_backlog();
+        self.enters += 1;
+        if self.ring.submission().cq_overflow() {
+            self.overflows += 1;
+        }
+        // While a backlog remains, another submission must follow at once.
+        let patience = if self.backlog.is_empty() { patience } else { Some(Duration::ZERO) };
+        let result = match patience {
+            Some(Duration::ZERO) => self.ring.submit(),
+            Some(time) => {
+                let time = types::Timespec::from(time);
+                let args = types::SubmitArgs::new().timespec(&time);
+                self.ring.submitter().submit_with_args(1, &args)
+            }
+            None => self.ring.submit_and_wait(1),
+        };
+        match result.map_err(|error| (error.raw_os_error(), error)) {
+            // ETIME: the wait is over. EINTR: a signal. EBUSY and EAGAIN: completions must be reaped
+            // before more is accepted; the entries stay queued.
+            Ok(_) | Err((Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN), _)) => {
+                Ok(())
+            }
+            Err((_, error)) => Err(DriverLost { call: "io_uring_enter", error }),
+        }
+    }
+
+    /// The completions that have arrived. Give the vector back with [`Self::recycle`].
+    pub(super) fn reap(&mut self) -> Vec<cqueue::Entry> {
+        let mut reaped = std::mem::take(&mut self.reaped);
+        reaped.extend(self.ring.completion());
+        reaped
+    }
+
+    pub(super) fn recycle(&mut self, mut reaped: Vec<cqueue::Entry>) {
+        reaped.clear();
+        self.reaped = reaped;
+    }
+}
+
+/// Builds a ring with the best flags the kernel knows.
+///
+/// COOP_TASKRUN rather than DEFER_TASKRUN: a worker then runs the next link of a splice chain by
+/// itself, and with DEFER_TASKRUN every link would come back to this thread first.
+fn build() -> io::Result<(IoUring, &'static str)> {
+    let mut builder = IoUring::builder();
+    builder.dontfork().setup_clamp().setup_cqsize(CQ_ENTRIES).setup_submit_all();
+    builder.setup_coop_taskrun().setup_taskrun_flag();
+    let mut best = builder.clone();
+    best.setup_single_issuer().setup_no_sqarray();
+    let mut good = builder.clone();
+    good.setup_single_issuer();
+    let attempts = [
+        (best, "SINGLE_ISSUER COOP_TASKRUN TASKRUN_FLAG SUBMIT_ALL CQSIZE CLAMP NO_SQARRAY"),
+        (good, "SINGLE_ISSUER COOP_TASKRUN TASKRUN_FLAG SUBMIT_ALL CQSIZE CLAMP"),
+        (builder, "COOP_TASKRUN TASKRUN_FLAG SUBMIT_ALL CQSIZE CLAMP"),
+    ];
+    let mut last = None;
+    for (builder, flags) in attempts {
+        match builder.build(SQ_ENTRIES) {
+            Ok(ring) => return Ok((ring, flags)),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => last = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    Err(last.expect("every attempt either succeeded or left its error"))
+}
+
+fn check_opcodes(ring: &IoUring) -> Result<(), RingError> {
+    use io_uring::opcode;
+    let mut probe = io_uring::Probe::new();
+    ring.submitter().register_probe(&mut probe).map_err(RingError::Setup)?;
+    let needed = [
+        ("IORING_OP_ACCEPT", opcode::Accept::CODE),
+        ("IORING_OP_CONNECT", opcode::Connect::CODE),
+        ("IORING_OP_RECV", opcode::Recv::CODE),
+        ("IORING_OP_SEND", opcode::Send::CODE),
+        ("IORING_OP_SPLICE", opcode::Splice::CODE),
+        ("IORING_OP_POLL_ADD", opcode::PollAdd::CODE),
+        ("IORING_OP_ASYNC_CANCEL", opcode::AsyncCancel::CODE),
+    ];
+    match needed.iter().find(|(_, code)| !probe.is_supported(*code)) {
+        Some((name, _)) => Err(RingError::Opcode(name)),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,402 @@
+//! How bytes move: fills and drains, as steps of ring submissions.
+//!
+//! A fill waits in a receive whose buffer the kernel picks when bytes have come. A drain of copied
+//! bytes is a send. A drain of spliced bytes is a chain: splice exactly what the pipe holds into the
+//! sink, and (soft link) splice more from the source into the emptied pipe. A short drain breaks the
+//! chain, so nothing more is taken while the sink is full: that is the backpressure.
+//!
+//! Sockets and pipes are non-blocking throughout: a splice runs in a worker thread, and one that
+//! blocked there would hold its pipe and starve the others.
+
+use io_uring::{cqueue, opcode, squeue, types};
+
+use super::group::{BUF_SIZE, Group};
+use super::{Chain, Part, Step, Uring, failed, is_interrupted, one, user_data};
+use crate::buf::Buf;
+use crate::lease::Store;
+use crate::pipe::Pipe;
+use crate::policy::Path;
+use crate::{Fault, Lease, Outcome, Sock, SourceNow, sys};
+
+/// Taking bytes from a socket.
+#[derive(Debug)]
+pub(super) struct Fill {
+    pub(super) from: Sock,
+    stage: FillStage,
+}
+
+#[derive(Debug)]
+enum FillStage {
+    /// A receive into whichever buffer of the group is free when bytes come.
+    Receive,
+    /// Waiting for bytes without a buffer.
+    Poll,
+    /// Bytes have come and are being spliced into a pipe.
+    Splice(Pipe),
+}
+
+impl Fill {
+    pub(super) fn new(from: Sock) -> Self {
+        Self { from, stage: FillStage::Receive }
+    }
+
+    /// The submission to cancel so that the fill comes home; none when it comes by itself.
+    pub(super) fn waiting_part(&self) -> Option<Part> {
+        match self.stage {
+            FillStage::Receive | FillStage::Poll => Some(Part::Main),
+            FillStage::Splice(_) => None,
+        }
+    }
+}
+
+/// Putting the bytes of a lease into a socket.
+#[derive(Debug)]
+pub(super) struct Drain {
+    pub(super) to: Sock,
+    pub(super) refill: Option<Sock>,
+    lease: Option<Lease>,
+    stage: DrainStage,
+}
+
+#[derive(Debug)]
+enum DrainStage {
+    /// A send; a patient one waits for room.
+    Send { patient: bool },
+    /// A splice chain and what its parts have said so far.
+    Chain { polls: bool, put: Option<i32>, taken: Option<i32> },
+    /// Everything copied was put (so many bytes); more is being spliced into a fresh pipe.
+    Refill { put: usize, pipe: Pipe },
+}
+
+impl Drain {
+    pub(super) fn new(lease: Lease, to: Sock, refill: Option<Sock>) -> Self {
+        let stage = DrainStage::Send { patient: false };
+        Self { to, refill, lease: Some(lease), stage }
+    }
+
+    /// The submission to cancel so that the drain comes home; none when it comes by itself.
+    pub(super) fn waiting_part(&self) -> Option<Part> {
+        match self.stage {
+            DrainStage::Send { .. } => Some(Part::Main),
+            DrainStage::Chain { polls: true, .. } => Some(Part::Poll),
+            DrainStage::Chain { polls: false, .. } | DrainStage::Refill { .. } => None,
+        }
+    }
+
+    fn lease(&mut self) -> &mut Lease {
+        self.lease.as_mut().expect("a drain has its lease until it is finished")
+    }
+}
+
+fn splice(from: types::Fd, to: types::Fd, count: usize) -> squeue::Entry {
+    // SPLICE_F_MORE is never set: it corks the socket even with TCP_NODELAY.
+    let flags = libc::SPLICE_F_NONBLOCK | libc::SPLICE_F_MOVE;
+    let count = u32::try_from(count).unwrap_or(u32::MAX);
+    opcode::Splice::new(from, -1, to, -1, count).flags(flags).build()
+}
+
+fn link(entry: squeue::Entry) -> squeue::Entry {
+    entry.flags(squeue::Flags::IO_LINK)
+}
+
+/// What a non-waiting take said, as knowledge about the source.
+fn source_now(result: i32) -> SourceNow {
+    match result {
+        0 => SourceNow::Eof,
+        taken if taken > 0 => SourceNow::Open,
+        // A socket with nothing in it, or a chain that was broken before its refill.
+        refused if is_interrupted(refused) => SourceNow::Open,
+        refused if matches!(-refused, libc::EAGAIN | libc::ECANCELED) => SourceNow::Open,
+        refused => SourceNow::Failed(Fault::from_errno(-refused)),
+    }
+}
+
+impl Uring {
+    pub(super) fn first_fill(&mut self, fill: &mut Fill, key: usize) -> Step {
+        if self.entity(fill.from).policy.is_splice_only() {
+            return self.poll_fill(fill, key);
+        }
+        let entry = opcode::Recv::new(self.fd(fill.from), std::ptr::null_mut(), BUF_SIZE as u32)
+            .buf_group(Group::id())
+            .build()
+            .flags(squeue::Flags::BUFFER_SELECT);
+        fill.stage = FillStage::Receive;
+        one(entry.user_data(user_data(key, Part::Main)))
+    }
+
+    fn poll_fill(&mut self, fill: &mut Fill, key: usize) -> Step {
+        let events = libc::POLLIN | libc::POLLRDHUP | libc::POLLPRI;
+        fill.stage = FillStage::Poll;
+        let entry = opcode::PollAdd::new(self.fd(fill.from), events as u32).build();
+        one(entry.user_data(user_data(key, Part::Main)))
+    }
+
+    pub(super) fn on_fill(&mut self, fill: &mut Fill, key: usize, result: i32, flags: u32) -> Step {
+        let stage = std::mem::replace(&mut fill.stage, FillStage::Poll);
+        match stage {
+            FillStage::Receive => self.on_received(fill, key, result, flags),
+            FillStage::Poll if result < 0 && !is_interrupted(result) => failed(result),
+            FillStage::Poll => self.take_polled(fill, key),
+            FillStage::Splice(mut pipe) => {
+                let taken = usize::try_from(result).unwrap_or(0);
+                if taken > 0 {
+                    pipe.note_in(taken);
+                    self.entity(fill.from).policy.note_spliced(taken);
+                    return Step::Finish(Outcome::Filled(Lease::new(Store::Pipe(pipe))));
+                }
+                match source_now(result) {
+                    SourceNow::Eof => Step::Finish(Outcome::Eof),
+                    SourceNow::Failed(fault) => Step::Finish(Outcome::Failed(fault)),
+                    // The pipe was empty, so the socket gave nothing: a false alarm, or urgent
+                    // data, at which a splice stops and a receive does not.
+                    SourceNow::Open => self.copy_now(fill, key),
+                }
+            }
+        }
+    }
+
+    fn on_received(&mut self, fill: &mut Fill, key: usize, result: i32, flags: u32) -> Step {
+        let count = usize::try_from(result).unwrap_or(0);
+        // An unused buffer goes straight back.
+        let buf = cqueue::buffer_select(flags).map(|id| self.group.take(id, count));
+        match (result, buf) {
+            (1.., Some(buf)) => {
+                self.entity(fill.from).policy.note_copied(count, BUF_SIZE);
+                Step::Finish(Outcome::Filled(Lease::new(Store::Ring(buf))))
+            }
+            (0, _) => Step::Finish(Outcome::Eof),
+            _ if -result == libc::ENOBUFS => {
+                self.again(fill, |driver, fill| driver.poll_fill(fill, key))
+            }
+            _ if is_interrupted(result) || -result == libc::EAGAIN => {
+                self.again(fill, |driver, fill| driver.first_fill(fill, key))
+            }
+            _ => failed(result),
+        }
+    }
+
+    /// Goes on with a fill unless its socket is being closed.
+    fn again(&mut self, fill: &mut Fill, step: impl FnOnce(&mut Self, &mut Fill) -> Step) -> Step {
+        if self.is_closing(fill.from) { failed(-libc::ECANCELED) } else { step(self, fill) }
+    }
+
+    /// There are bytes (or an end): take them through a pipe, or a heap buffer where there is none.
+    fn take_polled(&mut self, fill: &mut Fill, key: usize) -> Step {
+        if self.is_closing(fill.from) {
+            return failed(-libc::ECANCELED);
+        }
+        if !self.entity(fill.from).policy.is_splice_only() {
+            return self.copy_now(fill, key);
+        }
+        let Ok(pipe) = self.pipes.lease() else { return self.copy_now(fill, key) };
+        let entry = splice(self.fd(fill.from), types::Fd(pipe.write_end()), pipe.size());
+        fill.stage = FillStage::Splice(pipe);
+        self.stats.worker_splices += 1;
+        one(entry.user_data(user_data(key, Part::Main)))
+    }
+
+    /// Takes what is there into a heap buffer, at once.
+    fn copy_now(&mut self, fill: &mut Fill, key: usize) -> Step {
+        let mut buf = self.bufs.lease();
+        match sys::recv(self.fd(fill.from).0, buf.space(), libc::MSG_DONTWAIT) {
+            Ok(0) => Step::Finish(Outcome::Eof),
+            Ok(count) => {
+                buf.note_in(count);
+                Step::Finish(Outcome::Filled(Lease::new(Store::Buf(buf))))
+            }
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {
+                self.again(fill, |driver, fill| driver.poll_fill(fill, key))
+            }
+            Err(error) => Step::Finish(Outcome::Failed(Fault::from_io(&error))),
+        }
+    }
+
+    pub(super) fn first_drain(&mut self, drain: &mut Drain, key: usize) -> Step {
+        assert!(!drain.lease().is_empty(), "a drain has something to put");
+        match drain.lease().store {
+            Store::Pipe(_) => self.chain_step(drain, key),
+            Store::Buf(_) | Store::Ring(_) => self.put_copied(drain, key),
+        }
+    }
+
+    /// Sends what the buffer holds: at first only what finds room at once, so that a slow sink is
+    /// noticed and does not keep a buffer of the group.
+    fn put_copied(&mut self, drain: &mut Drain, key: usize) -> Step {
+        let patient = self.entity(drain.to).full;
+        if patient && let Store::Ring(buf) = &drain.lease().store {
+            let copy = self.copy_out(buf.held());
+            drain.lease = Some(Lease::new(Store::Buf(copy)));
+        }
+        drain.stage = DrainStage::Send { patient };
+        let to = self.fd(drain.to);
+        let held = match &drain.lease().store {
+            Store::Buf(buf) => buf.held(),
+            Store::Ring(buf) => buf.held(),
+            Store::Pipe(_) => unreachable!("a pipe is spliced"),
+        };
+        let flags = libc::MSG_NOSIGNAL | if patient { 0 } else { libc::MSG_DONTWAIT };
+        let entry = opcode::Send::new(to, held.as_ptr(), held.len() as u32).flags(flags).build();
+        one(entry.user_data(user_data(key, Part::Main)))
+    }
+
+    fn copy_out(&self, held: &[u8]) -> Buf {
+        let mut copy = self.bufs.lease();
+        copy.space()[..held.len()].copy_from_slice(held);
+        copy.note_in(held.len());
+        copy
+    }
+
+    /// `[wait for room →] drain exactly what the pipe holds [→ refill it]`.
+    fn chain_step(&mut self, drain: &mut Drain, key: usize) -> Step {
+        let refill = drain.refill.filter(|&from| self.entity(from).policy.path() == Path::Splice);
+        let polls = self.entity(drain.to).full;
+        let to = self.fd(drain.to);
+        let Store::Pipe(pipe) = &drain.lease().store else { unreachable!("a pipe is spliced") };
+        let put = splice(types::Fd(pipe.read_end()), to, pipe.held())
+            .user_data(user_data(key, Part::Main));
+        let (write_end, size) = (types::Fd(pipe.write_end()), pipe.size());
+        let poll = opcode::PollAdd::new(to, libc::POLLOUT as u32).build();
+        let poll = link(poll.user_data(user_data(key, Part::Poll)));
+        let take = refill.map(|from| {
+            splice(self.fd(from), write_end, size).user_data(user_data(key, Part::Refill))
+        });
+        self.stats.worker_splices += 1 + u64::from(take.is_some());
+        drain.stage = DrainStage::Chain { polls, put: None, taken: None };
+        Step::Submit(match (polls, take) {
+            (false, None) => Chain::One([put]),
+            (false, Some(take)) => Chain::Two([link(put), take]),
+            (true, None) => Chain::Two([poll, put]),
+            (true, Some(take)) => Chain::Three([poll, link(put), take]),
+        })
+    }
+
+    pub(super) fn on_drain(
+        &mut self,
+        drain: &mut Drain,
+        key: usize,
+        part: Part,
+        result: i32,
+        pending: u8,
+    ) -> Step {
+        match &mut drain.stage {
+            DrainStage::Send { .. } => self.on_sent(drain, key, result),
+            DrainStage::Refill { .. } => self.on_refilled(drain, result),
+            DrainStage::Chain { polls, put, taken } => {
+                match part {
+                    Part::Main => *put = Some(result),
+                    Part::Refill => *taken = Some(result),
+                    Part::Poll => *polls = false,
+                }
+                if pending > 0 {
+                    return Step::Wait;
+                }
+                let put = put.expect("every chain drains");
+                let taken = *taken;
+                self.on_chain(drain, key, put, taken)
+            }
+        }
+    }
+
+    fn on_sent(&mut self, drain: &mut Drain, key: usize, result: i32) -> Step {
+        let closing = self.is_closing(drain.to);
+        if -result == libc::EAGAIN || is_interrupted(result) {
+            self.entity(drain.to).full = true;
+            return if closing { failed(-libc::ECANCELED) } else { self.put_copied(drain, key) };
+        }
+        let Ok(put @ 1..) = usize::try_from(result) else { return failed(result) };
+        match &mut drain.lease().store {
+            Store::Buf(buf) => buf.note_out(put),
+            Store::Ring(buf) => buf.note_out(put),
+            Store::Pipe(_) => unreachable!("a pipe is spliced"),
+        }
+        self.stats.bytes_copied += put as u64;
+        let left = drain.lease().len();
+        self.note_left(drain, left);
+        if left > 0 {
+            return self.drained(drain, put, 0, SourceNow::Open);
+        }
+        drain.lease = None;
+        if let Some(from) = drain.refill
+            && !self.is_closing(from)
+            && self.entity(from).policy.path() == Path::Splice
+            && let Ok(pipe) = self.pipes.lease()
+        {
+            let entry = splice(self.fd(from), types::Fd(pipe.write_end()), pipe.size());
+            drain.stage = DrainStage::Refill { put, pipe };
+            self.stats.worker_splices += 1;
+            return one(entry.user_data(user_data(key, Part::Main)));
+        }
+        self.drained(drain, put, 0, SourceNow::Open)
+    }
+
+    fn on_refilled(&mut self, drain: &mut Drain, result: i32) -> Step {
+        let stage = std::mem::replace(&mut drain.stage, DrainStage::Send { patient: false });
+        let DrainStage::Refill { put, mut pipe } = stage else { unreachable!("it refilled") };
+        let taken = self.note_taken(drain, result);
+        if taken > 0 {
+            pipe.note_in(taken);
+            drain.lease = Some(Lease::new(Store::Pipe(pipe)));
+        }
+        self.drained(drain, put, taken, source_now(result))
+    }
+
+    fn on_chain(&mut self, drain: &mut Drain, key: usize, put: i32, taken: Option<i32>) -> Step {
+        let refilled = taken.map_or(0, |taken| self.note_taken(drain, taken));
+        let source = taken.map_or(SourceNow::Open, source_now);
+        let Store::Pipe(pipe) = &mut drain.lease().store else { unreachable!("a pipe") };
+        pipe.note_in(refilled);
+        let Ok(count @ 1..) = usize::try_from(put) else {
+            assert_eq!(refilled, 0, "a drain that failed breaks its chain");
+            if -put != libc::EAGAIN && !is_interrupted(put) {
+                return failed(put);
+            }
+            self.entity(drain.to).full = true;
+            let closing = drain.refill.is_some_and(|from| self.is_closing(from));
+            return if closing || self.is_closing(drain.to) {
+                failed(-libc::ECANCELED)
+            } else {
+                self.chain_step(drain, key)
+            };
+        };
+        pipe.note_out(count);
+        let left = pipe.held() - refilled;
+        self.stats.bytes_spliced += count as u64;
+        self.note_left(drain, left);
+        if drain.lease().is_empty() {
+            drain.lease = None;
+        }
+        self.drained(drain, count, refilled, source)
+    }
+
+    /// Tells the source's policy what a splice took.
+    fn note_taken(&mut self, drain: &Drain, result: i32) -> usize {
+        let taken = usize::try_from(result).unwrap_or(0);
+        if let Some(from) = drain.refill
+            && -result != libc::ECANCELED
+        {
+            self.entity(from).policy.note_spliced(taken);
+        }
+        taken
+    }
+
+    /// A round has ended with `left` of its bytes not put.
+    fn note_left(&mut self, drain: &Drain, left: usize) {
+        self.entity(drain.to).full = left > 0;
+        if left > 0 {
+            self.stats.rounds_short += 1;
+        } else {
+            self.stats.rounds_full += 1;
+        }
+    }
+
+    fn drained(
+        &mut self,
+        drain: &mut Drain,
+        put: usize,
+        refilled: usize,
+        source: SourceNow,
+    ) -> Step {
+        let lease = drain.lease.take();
+        Step::Finish(Outcome::Drained { put, refilled, lease, source })
+    }
+}
