@@ -1,0 +1,284 @@
+//! The shared token: where it is found, and how the gateway makes one.
+//!
+//! The bytes leave this module only through [`Secret::expose`]; no error and no log line has them.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::{Exit, state};
+
+/// The environment variable that may hold the token itself.
+pub const VARIABLE: &str = "ZPROXY_TOKEN";
+
+/// A shorter token could be guessed offline from one recorded handshake.
+pub const TOKEN_SIZE_MIN: usize = 16;
+
+/// Larger files are not tokens.
+const TOKEN_SIZE_MAX: usize = 4096;
+
+/// The name of the file in the state directory.
+const FILE_NAME: &str = "token";
+
+/// Bytes that must not be shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Vec<u8>);
+
+impl Secret {
+    /// The bytes, for the handshake alone.
+    #[must_use]
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// Where the settings say that the token is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TokenSource {
+    /// In this file.
+    File(PathBuf),
+    /// In the variable [`VARIABLE`].
+    Variable,
+    /// Nobody said.
+    Unnamed,
+}
+
+/// A token that was found or made.
+#[derive(Clone, Debug)]
+pub struct Token {
+    /// The token.
+    pub secret: Secret,
+    /// Where it is.
+    pub place: TokenPlace,
+    /// What the operator should know, one line each.
+    pub warnings: Vec<String>,
+}
+
+/// Where a token is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TokenPlace {
+    /// In a file that was there.
+    File(PathBuf),
+    /// In the variable [`VARIABLE`].
+    Variable,
+    /// In a file that has just been made.
+    Made(PathBuf),
+}
+
+/// Why there is no token. The operator must act.
+#[derive(Debug)]
+pub enum TokenError {
+    /// Neither a flag, nor the environment, nor the file names one.
+    Missing,
+    /// The file cannot be read.
+    Unreadable(PathBuf, io::Error),
+    /// The token at this place is too short, with its length in bytes.
+    Short(String, usize),
+    /// The file at this place is too large to be a token.
+    Large(PathBuf),
+    /// No token could be stored in the state directory.
+    Unstored(PathBuf, io::Error),
+}
+
+impl fmt::Display for TokenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing => write!(
+                f,
+                "there is no token: copy the gateway's token file here and pass --token-file FILE, \
+                 or set {VARIABLE}"
+            ),
+            Self::Unreadable(path, error) => write!(
+                f,
+                "the token file {} cannot be read: {error}; check --token-file and the file's owner",
+                path.display()
+            ),
+            Self::Short(place, size) => write!(
+                f,
+                "the token in {place} has {size} bytes; it needs at least {TOKEN_SIZE_MIN} (make \
+                 one with: head -c 32 /dev/urandom | base64)"
+            ),
+            Self::Large(path) => write!(
+                f,
+                "{} is larger than {TOKEN_SIZE_MAX} bytes, so it is not a token file; check \
+                 --token-file",
+                path.display()
+            ),
+            Self::Unstored(path, error) => write!(
+                f,
+                "a new token cannot be stored as {}: {error}; pass --token-file, set {VARIABLE}, \
+                 or name a writable --state-dir",
+                path.display()
+            ),
+        }
+    }
+}
+
+impl std::error::Error for TokenError {}
+
+impl From<TokenError> for Exit {
+    fn from(error: TokenError) -> Self {
+        match error {
+            // Something is wrong with a file or directory, not with what was typed.
+            TokenError::Unreadable(..) | TokenError::Unstored(..) => {
+                Self::failed(error.to_string())
+            }
+            _ => Self::usage(error.to_string()),
+        }
+    }
+}
+
+/// The token that the settings name.
+///
+/// # Errors
+/// When there is none, or it is unusable.
+pub fn load(source: &TokenSource) -> Result<Token, TokenError> {
+    match source {
+        TokenSource::File(path) => load_file(path),
+        TokenSource::Variable => {
+            let bytes = std::env::var_os(VARIABLE).ok_or(TokenError::Missing)?.into_vec();
+            let secret = checked(&bytes, || VARIABLE.to_owned())?;
+            Ok(Token { secret, place: TokenPlace::Variable, warnings: Vec::new() })
+        }
+        TokenSource::Unnamed => Err(TokenError::Missing),
+    }
+}
+
+/// As [`load`], but where nobody named a token, the one in the state directory is used, and made if
+/// it is not there yet.
+///
+/// # Errors
+/// When the named token is unusable, or none can be stored.
+pub fn load_or_create(source: &TokenSource, state_dir: &Path) -> Result<Token, TokenError> {
+    if *source != TokenSource::Unnamed {
+        return load(source);
+    }
+    let path = state_dir.join(FILE_NAME);
+    match load_file(&path) {
+        Err(TokenError::Unreadable(_, error)) if error.kind() == io::ErrorKind::NotFound => {
+            create(&path)
+        }
+        found => found,
+    }
+}
+
+fn create(path: &Path) -> Result<Token, TokenError> {
+    let unstored = |error| TokenError::Unstored(path.to_owned(), error);
+    let mut random = [0u8; 32];
+    getrandom::fill(&mut random).map_err(|error| unstored(io::Error::other(error.to_string())))?;
+    let text: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    state::ensure_dir(path.parent().unwrap_or(Path::new("."))).map_err(unstored)?;
+    match state::create_atomically(path, format!("{text}\n").as_bytes()) {
+        Ok(()) => Ok(Token {
+            secret: Secret(text.into_bytes()),
+            place: TokenPlace::Made(path.to_owned()),
+            warnings: Vec::new(),
+        }),
+        // Another gateway with the same directory was faster.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => load_file(path),
+        Err(error) => Err(unstored(error)),
+    }
+}
+
+fn load_file(path: &Path) -> Result<Token, TokenError> {
+    let unreadable = |error| TokenError::Unreadable(path.to_owned(), error);
+    let about = fs::metadata(path).map_err(unreadable)?;
+    if about.len() > TOKEN_SIZE_MAX as u64 {
+        return Err(TokenError::Large(path.to_owned()));
+    }
+    let bytes = fs::read(path).map_err(unreadable)?;
+    let secret = checked(&bytes, || path.display().to_string())?;
+    let mut warnings = Vec::new();
+    // A pipe (`--token-file <(…)`) has no permissions that mean anything.
+    if about.is_file() && about.permissions().mode() & 0o077 != 0 {
+        let path = path.display();
+        warnings.push(format!(
+            "the token file {path} can be read by other users; run: chmod 600 {path}"
+        ));
+    }
+    Ok(Token { secret, place: TokenPlace::File(path.to_owned()), warnings })
+}
+
+fn checked(bytes: &[u8], place: impl Fn() -> String) -> Result<Secret, TokenError> {
+    let bytes = bytes.trim_ascii();
+    if bytes.len() < TOKEN_SIZE_MIN {
+        return Err(TokenError::Short(place(), bytes.len()));
+    }
+    Ok(Secret(bytes.to_vec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    /// A gateway without a token makes one, keeps it private, and finds it again.
+    #[test]
+    fn a_missing_token_is_made_once() {
+        let top = tempfile::tempdir().unwrap();
+        let dir = top.path().join("state");
+        let made = load_or_create(&TokenSource::Unnamed, &dir).unwrap();
+        let path = dir.join("token");
+        assert_eq!(made.place, TokenPlace::Made(path.clone()));
+        assert_eq!((mode(&dir), mode(&path)), (0o700, 0o600));
+        assert!(made.secret.expose().len() >= 32);
+        let found = load_or_create(&TokenSource::Unnamed, &dir).unwrap();
+        assert_eq!(found.place, TokenPlace::File(path.clone()));
+        assert_eq!(found.secret, made.secret);
+        assert!(found.warnings.is_empty());
+        assert_eq!(load(&TokenSource::File(path)).unwrap().secret, made.secret);
+    }
+
+    /// White space around a token is not part of it, and open permissions are worth a warning.
+    #[test]
+    fn files_are_trimmed_and_permissions_noticed() {
+        let top = tempfile::tempdir().unwrap();
+        let path = top.path().join("t");
+        fs::write(&path, " 0123456789abcdef\r\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        let token = load(&TokenSource::File(path.clone())).unwrap();
+        assert_eq!(token.secret.expose(), b"0123456789abcdef");
+        assert!(token.warnings[0].contains("chmod 600"), "{:?}", token.warnings);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(load(&TokenSource::File(path)).unwrap().warnings.is_empty());
+    }
+
+    /// Every unusable token is refused with what to do, and its bytes are never shown.
+    #[test]
+    fn unusable_tokens_are_refused_without_showing_them() {
+        let top = tempfile::tempdir().unwrap();
+        let short = top.path().join("short");
+        fs::write(&short, "hunter2-hunter2\n").unwrap();
+        let error = load(&TokenSource::File(short)).unwrap_err();
+        assert!(matches!(error, TokenError::Short(_, 15)), "{error}");
+        assert!(!format!("{error} {error:?}").contains("hunter2"));
+        let large = top.path().join("large");
+        fs::write(&large, [b'x'; 5000]).unwrap();
+        assert!(matches!(load(&TokenSource::File(large)), Err(TokenError::Large(_))));
+        let nowhere = load(&TokenSource::File(top.path().join("no"))).unwrap_err();
+        assert!(nowhere.to_string().contains("--token-file"), "{nowhere}");
+        let missing = load(&TokenSource::Unnamed).unwrap_err();
+        assert!(missing.to_string().contains("ZPROXY_TOKEN"), "{missing}");
+        let file = top.path().join("file");
+        fs::write(&file, "").unwrap();
+        let unstored = load_or_create(&TokenSource::Unnamed, &file.join("state")).unwrap_err();
+        assert!(
+            unstored.to_string().contains("--state-dir")
+                || matches!(unstored, TokenError::Unreadable(..))
+        );
+        let secret = Secret(b"0123456789abcdef".to_vec());
+        assert_eq!(format!("{secret:?}"), "Secret(…)");
+    }
+}
