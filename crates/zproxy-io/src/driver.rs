@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::{Done, Doorbell, Fault, Op, Sock, Token};
+use crate::{Done, Doorbell, Epoll, Fault, Op, RelayMode, Sock, Token, Uring, UringConfig};
 
 /// A way to drive sockets from one thread. A driver belongs to the thread that made it.
 ///
@@ -59,6 +59,27 @@ pub trait Driver {
 
     /// The counters so far.
     fn stats(&self) -> Stats;
+}
+
+/// A driver that a data core can make for itself.
+pub trait Open: Driver + Sized {
+    /// Makes the driver of the calling thread, which is pinned to `cpu` if one is given.
+    ///
+    /// # Errors
+    /// When the kernel does not offer what the driver needs; the text says what to change.
+    fn open(cpu: Option<usize>, relay: RelayMode) -> io::Result<Self>;
+}
+
+impl Open for Uring {
+    fn open(cpu: Option<usize>, relay: RelayMode) -> io::Result<Self> {
+        Self::new(&UringConfig { relay, cpu }).map_err(io::Error::other)
+    }
+}
+
+impl Open for Epoll {
+    fn open(_cpu: Option<usize>, relay: RelayMode) -> io::Result<Self> {
+        Self::new(relay)
+    }
 }
 
 /// How a listening socket is made.

@@ -22,7 +22,7 @@ mod table;
 mod uring;
 
 pub use doorbell::Doorbell;
-pub use driver::{Driver, DriverLost, ListenOptions, Stats};
+pub use driver::{Driver, DriverLost, ListenOptions, Open, Stats};
 pub use epoll::Epoll;
 pub use fault::Fault;
 pub use lease::Lease;

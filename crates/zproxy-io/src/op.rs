@@ -37,6 +37,7 @@ pub enum Ending {
 /// `Drain`), one outbound (`Send`, `Drain`) and one `Watch` may be in flight at a time; drivers
 /// assert it.
 #[derive(Debug)]
+#[allow(missing_docs, reason = "the text of a variant speaks of its fields")]
 pub enum Op {
     /// Accept connections until something goes wrong: [`Outcome::Accepted`] each, then one
     /// [`Outcome::Failed`] when accepting has stopped. Submit again to go on.
@@ -77,6 +78,7 @@ pub enum SourceNow {
 
 /// The result of one operation.
 #[derive(Debug)]
+#[allow(missing_docs, reason = "the text of a variant speaks of its fields")]
 pub enum Outcome {
     /// A connection was accepted; more will follow under the same token. The address is absent when
     /// the peer had gone before it could be asked for.

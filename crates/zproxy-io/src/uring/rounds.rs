@@ -60,8 +60,8 @@ pub(super) struct Drain {
 
 #[derive(Debug)]
 enum DrainStage {
-    /// A send; a patient one waits for room.
-    Send { patient: bool },
+    /// A send.
+    Send,
     /// A splice chain and what its parts have said so far.
     Chain { polls: bool, put: Option<i32>, taken: Option<i32> },
     /// Everything copied was put (so many bytes); more is being spliced into a fresh pipe.
@@ -70,14 +70,14 @@ enum DrainStage {
 
 impl Drain {
     pub(super) fn new(lease: Lease, to: Sock, refill: Option<Sock>) -> Self {
-        let stage = DrainStage::Send { patient: false };
+        let stage = DrainStage::Send;
         Self { to, refill, lease: Some(lease), stage }
     }
 
     /// The submission to cancel so that the drain comes home; none when it comes by itself.
     pub(super) fn waiting_part(&self) -> Option<Part> {
         match self.stage {
-            DrainStage::Send { .. } => Some(Part::Main),
+            DrainStage::Send => Some(Part::Main),
             DrainStage::Chain { polls: true, .. } => Some(Part::Poll),
             DrainStage::Chain { polls: false, .. } | DrainStage::Refill { .. } => None,
         }
@@ -227,7 +227,7 @@ impl Uring {
             let copy = self.copy_out(buf.held());
             drain.lease = Some(Lease::new(Store::Buf(copy)));
         }
-        drain.stage = DrainStage::Send { patient };
+        drain.stage = DrainStage::Send;
         let to = self.fd(drain.to);
         let held = match &drain.lease().store {
             Store::Buf(buf) => buf.held(),
@@ -279,7 +279,7 @@ impl Uring {
         pending: u8,
     ) -> Step {
         match &mut drain.stage {
-            DrainStage::Send { .. } => self.on_sent(drain, key, result),
+            DrainStage::Send => self.on_sent(drain, key, result),
             DrainStage::Refill { .. } => self.on_refilled(drain, result),
             DrainStage::Chain { polls, put, taken } => {
                 match part {
@@ -330,7 +330,7 @@ impl Uring {
     }
 
     fn on_refilled(&mut self, drain: &mut Drain, result: i32) -> Step {
-        let stage = std::mem::replace(&mut drain.stage, DrainStage::Send { patient: false });
+        let stage = std::mem::replace(&mut drain.stage, DrainStage::Send);
         let DrainStage::Refill { put, mut pipe } = stage else { unreachable!("it refilled") };
         let taken = self.note_taken(drain, result);
         if taken > 0 {

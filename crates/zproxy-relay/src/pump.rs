@@ -1,0 +1,234 @@
+//! One direction of a flow on one side: fill, drain rounds, fill again.
+//!
+//! While bytes wait to be put, the source is not read: TCP closes its window, memory stays bounded,
+//! and no slow peer delays another flow.
+
+use zproxy_io::{Fault, Lease, Op, Outcome, Sock, SourceNow};
+
+/// Which end of a pump something happened to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Where bytes come from.
+    Source,
+    /// Where bytes go to.
+    Sink,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Nothing is under way: before the start, or between results.
+    Resting,
+    /// A fill waits for bytes.
+    Filling,
+    /// Bytes were taken and the sink is not ready for them yet.
+    Holding(Lease),
+    /// A round is under way.
+    Draining,
+    /// The source has ended (or is told to count as ended) and every byte was put.
+    Ended,
+    /// An end failed.
+    Failed,
+}
+
+/// What an operation's result means for a pump.
+#[derive(Debug)]
+pub enum Step {
+    /// Submit this fill.
+    Fill(Op),
+    /// Submit this drain.
+    Drain(Op),
+    /// Nothing to submit now.
+    Rest,
+    /// The source has ended and every byte that came before was put.
+    Ended,
+    /// An end has failed; the flow cannot go on.
+    Failed(Side, Fault),
+}
+
+/// One direction of a flow.
+#[derive(Debug)]
+pub struct Pump {
+    from: Sock,
+    to: Sock,
+    state: State,
+    source: SourceNow,
+    /// Whether the sink may be written to.
+    is_open: bool,
+    taken: u64,
+    put: u64,
+}
+
+impl Pump {
+    /// A pump that has not started. Until [`Self::open`] it may take bytes but holds them.
+    #[must_use]
+    pub fn new(from: Sock, to: Sock) -> Self {
+        Self {
+            from,
+            to,
+            state: State::Resting,
+            source: SourceNow::Open,
+            is_open: false,
+            taken: 0,
+            put: 0,
+        }
+    }
+
+    /// Bytes taken from the source.
+    #[must_use]
+    pub fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    /// Bytes put into the sink's send buffer.
+    #[must_use]
+    pub fn put(&self) -> u64 {
+        self.put
+    }
+
+    /// Whether the source has ended and every byte was put.
+    #[must_use]
+    pub fn is_ended(&self) -> bool {
+        matches!(self.state, State::Ended)
+    }
+
+    /// Whether an operation of this pump waits on the source, which therefore reports its failure.
+    #[must_use]
+    pub fn is_filling(&self) -> bool {
+        matches!(self.state, State::Filling)
+    }
+
+    /// Whether a round is under way.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        matches!(self.state, State::Draining)
+    }
+
+    /// Waits for bytes.
+    pub fn fill(&mut self) -> Step {
+        assert!(matches!(self.state, State::Resting), "a pump fills when nothing is under way");
+        self.state = State::Filling;
+        Step::Fill(Op::Fill { from: self.from })
+    }
+
+    /// A fill that somebody else submitted for the source (the idle watch of a proxy_conn) counts as
+    /// this pump's from now on.
+    pub fn inherit_fill(&mut self) {
+        assert!(matches!(self.state, State::Resting), "a pump fills when nothing is under way");
+        self.state = State::Filling;
+    }
+
+    /// The source ends here although it stays open: what was counted out has all come.
+    pub fn end(&mut self) {
+        assert_eq!(self.taken, self.put, "a pump ends when every byte was put");
+        self.state = State::Ended;
+    }
+
+    /// The sink is ready: what was held is put.
+    pub fn open(&mut self) -> Step {
+        self.is_open = true;
+        match std::mem::replace(&mut self.state, State::Resting) {
+            State::Holding(lease) => self.drain(lease),
+            State::Ended | State::Failed => unreachable!("a pump ends after its sink was opened"),
+            state => {
+                self.state = state;
+                if matches!(self.state, State::Resting) { self.rest() } else { Step::Rest }
+            }
+        }
+    }
+
+    /// After the sink became ready: an end that was seen before it takes effect now.
+    fn rest(&mut self) -> Step {
+        match self.source {
+            SourceNow::Open => Step::Rest,
+            SourceNow::Eof => {
+                self.state = State::Ended;
+                Step::Ended
+            }
+            SourceNow::Failed(fault) => self.failed(Side::Source, fault),
+        }
+    }
+
+    /// The result of this pump's fill.
+    ///
+    /// # Panics
+    /// When it is not the result of a fill.
+    pub fn on_fill_done(&mut self, outcome: Outcome) -> Step {
+        match outcome {
+            Outcome::Filled(lease) => self.on_filled(lease),
+            Outcome::Eof => self.on_eof(),
+            Outcome::Failed(fault) => self.failed(Side::Source, fault),
+            other => unreachable!("not the result of a fill: {other:?}"),
+        }
+    }
+
+    /// The result of this pump's drain.
+    ///
+    /// # Panics
+    /// When it is not the result of a drain.
+    pub fn on_drain_done(&mut self, outcome: Outcome) -> Step {
+        match outcome {
+            Outcome::Drained { put, refilled, lease, source } => {
+                self.on_drained(put, refilled, lease, source)
+            }
+            Outcome::Failed(fault) => self.failed(Side::Sink, fault),
+            other => unreachable!("not the result of a drain: {other:?}"),
+        }
+    }
+
+    /// Bytes that were taken for this pump, by a fill or as the rest of a header.
+    pub fn on_filled(&mut self, lease: Lease) -> Step {
+        self.taken += lease.len() as u64;
+        if self.is_open {
+            return self.drain(lease);
+        }
+        self.state = State::Holding(lease);
+        Step::Rest
+    }
+
+    fn drain(&mut self, lease: Lease) -> Step {
+        self.state = State::Draining;
+        let refill = (self.source == SourceNow::Open).then_some(self.from);
+        Step::Drain(Op::Drain { lease, to: self.to, refill })
+    }
+
+    /// The source has ended.
+    pub fn on_eof(&mut self) -> Step {
+        self.source = SourceNow::Eof;
+        self.state = State::Resting;
+        if self.is_open { self.rest() } else { Step::Rest }
+    }
+
+    /// A round is over.
+    pub fn on_drained(
+        &mut self,
+        put: usize,
+        refilled: usize,
+        lease: Option<Lease>,
+        source: SourceNow,
+    ) -> Step {
+        self.put += put as u64;
+        self.taken += refilled as u64;
+        let held = lease.as_ref().map_or(0, Lease::len) as u64;
+        assert_eq!(self.taken, self.put + held, "bytes taken = bytes put + residue");
+        if source != SourceNow::Open {
+            self.source = source;
+        }
+        match (lease, self.source) {
+            (Some(lease), _) => self.drain(lease),
+            (None, SourceNow::Open) => {
+                self.state = State::Resting;
+                self.fill()
+            }
+            (None, _) => {
+                self.state = State::Resting;
+                self.rest()
+            }
+        }
+    }
+
+    /// An operation of this pump has failed.
+    pub fn failed(&mut self, side: Side, fault: Fault) -> Step {
+        self.state = State::Failed;
+        Step::Failed(side, fault)
+    }
+}
