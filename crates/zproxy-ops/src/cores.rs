@@ -2,11 +2,10 @@
 
 use std::str::FromStr;
 
+use zproxy_proto::limits::DATA_CORES_MAX;
+
 /// Cores are numbered below this (the size of the kernel's `cpu_set_t`).
 pub const CORE_NUMBERS_MAX: usize = 1024;
-
-/// More data cores than this are never started; they are numbered in 16 bits on the wire.
-pub const DATA_CORES_MAX: usize = 1024;
 
 const RIGHT: &str = "write core numbers and ranges, for example 0-3,6";
 
@@ -98,7 +97,7 @@ pub fn check_one(core: usize, allowed: &[usize]) -> Result<(), String> {
 /// When there are more than [`DATA_CORES_MAX`].
 pub fn first_of(count: i64, allowed: &[usize]) -> Result<Vec<usize>, String> {
     let count = usize::try_from(count.max(1)).unwrap_or(usize::MAX);
-    if count > DATA_CORES_MAX {
+    if count > usize::from(DATA_CORES_MAX) {
         return Err(format!("{count} threads are too many; the most is {DATA_CORES_MAX}"));
     }
     Ok(allowed.iter().copied().cycle().take(count).collect())

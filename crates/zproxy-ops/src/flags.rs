@@ -10,13 +10,14 @@ use clap::Args;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use zproxy_io::RelayMode;
+use zproxy_proto::limits;
 
 use crate::config::{ConfigError, File};
 use crate::cores::{self, CoreList};
 use crate::logs::{Level, LogFormat, LogSettings};
 use crate::token::TokenSource;
 use crate::values::{Backend, Relay, Seconds, ThreadCount};
-use crate::{Exit, Machine, state};
+use crate::{Exit, Machine, state, token};
 
 /// One group of settings from the command line and from the file.
 #[derive(Clone, Debug)]
@@ -230,17 +231,22 @@ impl Layers<FlowFlags> {
     /// As meant.
     #[must_use]
     pub fn resolve(&self) -> FlowSettings {
-        let seconds = |given: Option<Seconds>, default: u64| {
-            given.unwrap_or(Seconds(Duration::from_secs(default)))
-        };
+        let half_close_default = Seconds(HALF_CLOSE_TIMEOUT);
+        let (drain, idle, half_close) = (
+            self.pick(|typed| &typed.drain_timeout),
+            self.pick(|typed| &typed.idle_timeout),
+            self.pick(|typed| &typed.half_close_timeout),
+        );
         FlowSettings {
-            drain_timeout: seconds(self.pick(|typed| &typed.drain_timeout), 30).0,
-            idle_timeout: seconds(self.pick(|typed| &typed.idle_timeout), 0).or_off(),
-            half_close_timeout: seconds(self.pick(|typed| &typed.half_close_timeout), 3600)
-                .or_off(),
+            drain_timeout: drain.map_or(limits::DRAIN_TIMEOUT, |Seconds(time)| time),
+            idle_timeout: idle.and_then(Seconds::or_off),
+            half_close_timeout: half_close.unwrap_or(half_close_default).or_off(),
         }
     }
 }
+
+/// Without `--half-close-timeout`: an hour, as long as a patient download may say nothing.
+const HALF_CLOSE_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The heartbeat on the ctl_conn.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -272,10 +278,12 @@ impl Layers<HeartbeatFlags> {
     /// When the deadline leaves no room for one heartbeat.
     pub fn resolve(&self) -> Result<HeartbeatSettings, Exit> {
         let interval =
-            self.positive("heartbeat", |typed| &typed.heartbeat, Duration::from_secs(10))?;
-        let default = Duration::from_secs(30).max(interval * 3);
+            self.positive("heartbeat", |typed| &typed.heartbeat, limits::HEARTBEAT_INTERVAL)?;
+        self.check_span("heartbeat", |typed| &typed.heartbeat, interval)?;
+        let default = limits::HEARTBEAT_DEADLINE.max(interval * 3).min(limits::HEARTBEAT_MAX);
         let deadline =
             self.pick(|typed| &typed.heartbeat_deadline).map_or(default, |Seconds(time)| time);
+        self.check_span("heartbeat-deadline", |typed| &typed.heartbeat_deadline, deadline)?;
         if deadline <= interval {
             let what = format!(
                 "must be longer than the heartbeat ({} s); three times as long is usual",
@@ -284,6 +292,19 @@ impl Layers<HeartbeatFlags> {
             return Err(self.wrong("heartbeat-deadline", |typed| &typed.heartbeat_deadline, what));
         }
         Ok(HeartbeatSettings { interval, deadline })
+    }
+
+    fn check_span(
+        &self,
+        key: &str,
+        field: impl Fn(&HeartbeatFlags) -> &Option<Seconds>,
+        time: Duration,
+    ) -> Result<(), Exit> {
+        if (limits::HEARTBEAT_MIN..=limits::HEARTBEAT_MAX).contains(&time) {
+            return Ok(());
+        }
+        let (min, max) = (limits::HEARTBEAT_MIN.as_secs_f64(), limits::HEARTBEAT_MAX.as_secs());
+        Err(self.wrong(key, field, format!("must be from {min} to {max} seconds")))
     }
 }
 
@@ -331,5 +352,34 @@ impl Layers<TokenFlags> {
             })?,
         };
         Ok(TokenSettings { token, state_dir })
+    }
+}
+
+/// A relay path in the words of the flag.
+#[must_use]
+pub fn show_relay(mode: RelayMode) -> String {
+    Relay(mode).to_string()
+}
+
+/// A limit of time that may be off.
+#[must_use]
+pub fn show_limit(limit: Option<Duration>) -> String {
+    limit.map_or_else(|| "off".to_owned(), |time| format!("{} s", time.as_secs_f64()))
+}
+
+/// Where log lines go, in one line.
+#[must_use]
+pub fn show_log(log: &LogSettings) -> String {
+    let place = log.dir.as_ref().map_or_else(|| "stderr".into(), |dir| dir.to_string_lossy());
+    format!("{} as {} to {place}", log.level.0, log.format)
+}
+
+/// Where the token is, never the token; `unnamed` is said when nobody named one.
+#[must_use]
+pub fn show_token(source: &TokenSource, unnamed: &str) -> String {
+    match source {
+        TokenSource::File(path) => format!("in the file {}", path.display()),
+        TokenSource::Variable => format!("in the variable {}", token::VARIABLE),
+        TokenSource::Unnamed => unnamed.to_owned(),
     }
 }

@@ -9,16 +9,12 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use zproxy_proto::limits::{TOKEN_LEN_MAX, TOKEN_LEN_MIN, TOKEN_RANDOM_SIZE};
+
 use crate::{Exit, state};
 
 /// The environment variable that may hold the token itself.
 pub const VARIABLE: &str = "ZPROXY_TOKEN";
-
-/// A shorter token could be guessed offline from one recorded handshake.
-pub const TOKEN_SIZE_MIN: usize = 16;
-
-/// Larger files are not tokens.
-const TOKEN_SIZE_MAX: usize = 4096;
 
 /// The name of the file in the state directory.
 const FILE_NAME: &str = "token";
@@ -104,12 +100,12 @@ impl fmt::Display for TokenError {
             ),
             Self::Short(place, size) => write!(
                 f,
-                "the token in {place} has {size} bytes; it needs at least {TOKEN_SIZE_MIN} (make \
+                "the token in {place} has {size} bytes; it needs at least {TOKEN_LEN_MIN} (make \
                  one with: head -c 32 /dev/urandom | base64)"
             ),
             Self::Large(path) => write!(
                 f,
-                "{} is larger than {TOKEN_SIZE_MAX} bytes, so it is not a token file; check \
+                "{} is larger than {TOKEN_LEN_MAX} bytes, so it is not a token file; check \
                  --token-file",
                 path.display()
             ),
@@ -173,7 +169,7 @@ pub fn load_or_create(source: &TokenSource, state_dir: &Path) -> Result<Token, T
 
 fn create(path: &Path) -> Result<Token, TokenError> {
     let unstored = |error| TokenError::Unstored(path.to_owned(), error);
-    let mut random = [0u8; 32];
+    let mut random = [0u8; TOKEN_RANDOM_SIZE];
     getrandom::fill(&mut random).map_err(|error| unstored(io::Error::other(error.to_string())))?;
     let text: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
     state::ensure_dir(path.parent().unwrap_or(Path::new("."))).map_err(unstored)?;
@@ -192,7 +188,7 @@ fn create(path: &Path) -> Result<Token, TokenError> {
 fn load_file(path: &Path) -> Result<Token, TokenError> {
     let unreadable = |error| TokenError::Unreadable(path.to_owned(), error);
     let about = fs::metadata(path).map_err(unreadable)?;
-    if about.len() > TOKEN_SIZE_MAX as u64 {
+    if about.len() > TOKEN_LEN_MAX as u64 {
         return Err(TokenError::Large(path.to_owned()));
     }
     let bytes = fs::read(path).map_err(unreadable)?;
@@ -210,7 +206,7 @@ fn load_file(path: &Path) -> Result<Token, TokenError> {
 
 fn checked(bytes: &[u8], place: impl Fn() -> String) -> Result<Secret, TokenError> {
     let bytes = bytes.trim_ascii();
-    if bytes.len() < TOKEN_SIZE_MIN {
+    if bytes.len() < TOKEN_LEN_MIN {
         return Err(TokenError::Short(place(), bytes.len()));
     }
     Ok(Secret(bytes.to_vec()))
