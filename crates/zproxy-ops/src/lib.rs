@@ -5,6 +5,7 @@
 //! Nothing here moves a byte of a flow, and nothing here may print a secret.
 #![forbid(unsafe_code)]
 
+pub mod boot;
 pub mod config;
 pub mod cores;
 pub mod exit;

@@ -1,0 +1,46 @@
+//! Name resolution, off every loop: one thread that asks the system's resolver.
+
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::sync::mpsc;
+
+use zproxy_ops::values::HostPort;
+
+/// What to do with the answer; runs on the resolver's thread, so it should only pass it on. An empty
+/// list means that the name does not resolve.
+type Reply = Box<dyn FnOnce(Vec<SocketAddr>) + Send>;
+
+/// The way to the resolver's thread.
+#[derive(Clone, Debug)]
+pub(crate) struct Resolver {
+    ask: mpsc::Sender<(HostPort, Reply)>,
+}
+
+impl Resolver {
+    /// Starts the thread; it ends when the last clone is gone.
+    pub(crate) fn start() -> std::io::Result<Self> {
+        let (ask, asked) = mpsc::channel::<(HostPort, Reply)>();
+        std::thread::Builder::new().name("resolver".to_owned()).spawn(move || {
+            for (target, reply) in asked {
+                reply(resolve(&target));
+            }
+        })?;
+        Ok(Self { ask })
+    }
+
+    /// Asks for the addresses of a target.
+    pub(crate) fn ask(&self, target: HostPort, reply: impl FnOnce(Vec<SocketAddr>) + Send + 'static) {
+        // The thread lives as long as `self`.
+        let _ = self.ask.send((target, Box::new(reply)));
+    }
+}
+
+/// The address of a target that needs no resolution.
+pub(crate) fn literal(target: &HostPort) -> Option<SocketAddr> {
+    let ip: IpAddr = target.host.parse().ok()?;
+    Some(SocketAddr::new(ip, target.port))
+}
+
+fn resolve(target: &HostPort) -> Vec<SocketAddr> {
+    let found = (target.host.as_str(), target.port).to_socket_addrs();
+    found.map(Iterator::collect).unwrap_or_default()
+}

@@ -1,0 +1,68 @@
+//! The local services of one data core and their addresses.
+//!
+//! A name is resolved when a flow needs it and the last answer has become old, so a service that
+//! moves is found again, and a burst of flows asks once.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use zproxy_ops::values::HostPort;
+use zproxy_relay::Key;
+
+use crate::resolver;
+
+/// An answer of the resolver is used for so long.
+const FRESH: Duration = Duration::from_secs(10);
+/// A failed resolution is believed for so long.
+const FAILED_FRESH: Duration = Duration::from_secs(1);
+
+/// One local service.
+#[derive(Debug)]
+pub(crate) struct Target {
+    at: HostPort,
+    addresses: Vec<SocketAddr>,
+    fresh_until: Option<Duration>,
+    /// Flows that wait for the resolver's answer; not empty exactly while it is being asked.
+    waiting: Vec<Key>,
+}
+
+/// What is known when a flow asks.
+#[derive(Debug)]
+pub(crate) enum Known {
+    /// Try these, in this order. Empty: the name does not resolve.
+    Addresses(Vec<SocketAddr>),
+    /// The flow will be named by [`Target::answer`]; the resolver is to be asked now.
+    Ask(HostPort),
+    /// The flow will be named by [`Target::answer`]; the resolver is being asked.
+    Asked,
+}
+
+impl Target {
+    pub(crate) fn new(at: HostPort) -> Self {
+        Self { at, addresses: Vec::new(), fresh_until: None, waiting: Vec::new() }
+    }
+
+    pub(crate) fn at(&self) -> &HostPort {
+        &self.at
+    }
+
+    /// The addresses for a flow.
+    pub(crate) fn addresses(&mut self, flow: Key, now: Duration) -> Known {
+        if let Some(address) = resolver::literal(&self.at) {
+            return Known::Addresses(vec![address]);
+        }
+        if self.fresh_until.is_some_and(|until| now < until) {
+            return Known::Addresses(self.addresses.clone());
+        }
+        self.waiting.push(flow);
+        if self.waiting.len() == 1 { Known::Ask(self.at.clone()) } else { Known::Asked }
+    }
+
+    /// The resolver's answer; gives the flows that waited for it.
+    pub(crate) fn answer(&mut self, addresses: Vec<SocketAddr>, now: Duration) -> Vec<Key> {
+        let fresh = if addresses.is_empty() { FAILED_FRESH } else { FRESH };
+        self.fresh_until = Some(now + fresh);
+        self.addresses = addresses;
+        std::mem::take(&mut self.waiting)
+    }
+}
