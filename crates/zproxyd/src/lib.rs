@@ -1,6 +1,9 @@
 //! The program.
 #![forbid(unsafe_code)]
 
+pub mod cli;
+pub mod config;
+
 use std::ffi::OsString;
 use std::process::ExitCode;
 
