@@ -23,5 +23,6 @@ pub mod backoff;
 mod hex;
 pub mod id;
 pub mod limits;
+pub mod proxy_conn;
 pub mod replay;
 pub mod wire;
