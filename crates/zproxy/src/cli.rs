@@ -256,7 +256,7 @@ fn take_entries<T: serde::de::DeserializeOwned>(
 ) -> Result<Entries<T>, ConfigError> {
     let read = |mut table: File| {
         let entry = table.take()?;
-        let missing = table.error(None, String::new());
+        let missing = table.error(Some(""), String::new());
         table.finish()?;
         Ok((entry, missing))
     };
