@@ -23,6 +23,7 @@ pub mod backoff;
 mod hex;
 pub mod id;
 pub mod limits;
+pub mod pool;
 pub mod proxy_conn;
 pub mod replay;
 pub mod wire;

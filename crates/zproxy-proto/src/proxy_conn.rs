@@ -379,7 +379,8 @@ impl ProxyConn {
             Input::Garbage | Input::Taken(_) => self.violation(Violation::BytesOutOfTurn, actions),
             // Idle proxy_conns outlive the ctl_conn: `Start` travels in-band.
             Input::CtlLost | Input::CtlBack => {}
-            Input::StartFailed(_) | Input::OwnEnd(_) | Input::OwnFailed | Input::Delivered(_) => {
+            Input::OwnFailed => actions.push(Action::Ignored(Ignored::NoFlow)),
+            Input::StartFailed(_) | Input::OwnEnd(_) | Input::Delivered(_) => {
                 unreachable!("{input:?} without a flow")
             }
         }

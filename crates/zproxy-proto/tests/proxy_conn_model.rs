@@ -207,7 +207,9 @@ impl Explorer {
         }
         if world.failures_left > 0 {
             let mut failures = vec![Input::OwnFailed, Input::Deadline];
-            if side == CLIENT && world.ends[side].sent == 0 && world.ends[side].delivered == 0 {
+            // Only before the local conn exists, so nothing has come from it or gone to it.
+            let end = &world.ends[side];
+            if side == CLIENT && (end.sent, end.delivered, end.source_ended) == (0, 0, false) {
                 failures.push(Input::StartFailed(AbortCode::Refused));
             }
             for failure in failures {

@@ -1,0 +1,475 @@
+//! The idle proxy_conns and the waiting public conns of one client on one data core.
+//!
+//! Either list is empty: a public conn waits only while no proxy_conn is idle. The pool follows
+//! demand: its target doubles when a public conn finds nothing idle, and shrinks by what nobody
+//! needed for a whole [`POOL_WINDOW`].
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::Hash;
+use std::time::Duration;
+
+use crate::limits::{
+    BIND_DEADLINE, IDLE_CONNS_MAX, IDLE_CONNS_MIN, OPENING_DEADLINE, OPENING_MAX, POOL_WINDOW,
+    WAITING_PUBLICS_MAX,
+};
+
+/// See the module. `C` names a proxy_conn, `W` a waiting public conn.
+#[derive(Clone, Debug)]
+pub struct Pool<C, W> {
+    idle: Ordered<C, ()>,
+    waiting: Ordered<W, Duration>,
+    opening: Opening,
+    target: usize,
+    growth: Growth,
+    /// The fewest idle proxy_conns in this window.
+    low_water: usize,
+    /// When the window ends; none while there is nothing to shrink.
+    window_end: Option<Duration>,
+}
+
+/// Many public conns miss before the first answer to a miss has arrived. They are one miss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Growth {
+    Due,
+    Done,
+}
+
+/// What a public conn gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Take<C> {
+    /// This proxy_conn, which is not in the pool any more.
+    Conn(C),
+    /// A place in the waiting list.
+    Waiting,
+    /// Nothing: the waiting list is full.
+    Full,
+}
+
+/// Where a proxy_conn comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It has just attached.
+    Fresh,
+    /// Its flow is over.
+    Returned,
+}
+
+/// What becomes of a proxy_conn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Add<C, W> {
+    /// Bind it to this public conn, which does not wait any more.
+    Serve(W, C),
+    /// It is in the pool.
+    Idle,
+    /// Nobody needs it: close it.
+    Surplus(C),
+}
+
+/// What time has done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expired<C, W> {
+    /// Public conns that have waited for too long, no longer in the pool: reset them.
+    pub waiters: Vec<W>,
+    /// Proxy_conns that nobody needed, no longer in the pool: close them.
+    pub surplus: Vec<C>,
+}
+
+impl<C, W> Default for Pool<C, W> {
+    fn default() -> Self {
+        Self {
+            idle: Ordered::default(),
+            waiting: Ordered::default(),
+            opening: Opening::default(),
+            target: IDLE_CONNS_MIN,
+            growth: Growth::Due,
+            low_water: 0,
+            window_end: None,
+        }
+    }
+}
+
+impl<C: Copy + Eq + Hash, W: Copy + Eq + Hash> Pool<C, W> {
+    /// An empty pool, which wants [`IDLE_CONNS_MIN`] proxy_conns.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Proxy_conns that are idle.
+    #[must_use]
+    pub fn idle_len(&self) -> usize {
+        self.idle.len()
+    }
+
+    /// Public conns that wait.
+    #[must_use]
+    pub fn waiting_len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Proxy_conns asked for and not yet arrived.
+    #[must_use]
+    pub fn opening_len(&self) -> usize {
+        self.opening.total
+    }
+
+    /// Idle proxy_conns that the pool tries to hold.
+    #[must_use]
+    pub fn target(&self) -> usize {
+        self.target
+    }
+
+    /// A public conn wants a proxy_conn: the one that came last, because its path is warmest.
+    ///
+    /// # Panics
+    /// When `waiter` waits already.
+    pub fn take(&mut self, waiter: W, now: Duration) -> Take<C> {
+        if let Some(conn) = self.idle.pop_newest() {
+            self.low_water = self.low_water.min(self.idle.len());
+            return Take::Conn(conn);
+        }
+        self.low_water = 0;
+        if self.waiting.len() >= WAITING_PUBLICS_MAX {
+            return Take::Full;
+        }
+        if self.growth == Growth::Due {
+            self.growth = Growth::Done;
+            self.target = (self.target * 2).min(IDLE_CONNS_MAX);
+        }
+        self.waiting.insert(waiter, now + BIND_DEADLINE);
+        self.watch(now);
+        Take::Waiting
+    }
+
+    /// A proxy_conn has become available.
+    ///
+    /// # Panics
+    /// When it is in the pool already.
+    pub fn add(&mut self, conn: C, origin: Origin, now: Duration) -> Add<C, W> {
+        if origin == Origin::Fresh {
+            self.opening.arrived();
+            self.growth = Growth::Due;
+        }
+        if let Some((waiter, _)) = self.waiting.pop_oldest() {
+            return Add::Serve(waiter, conn);
+        }
+        if self.idle.len() >= IDLE_CONNS_MAX {
+            return Add::Surplus(conn);
+        }
+        self.idle.insert(conn, ());
+        self.watch(now);
+        Add::Idle
+    }
+
+    /// An idle proxy_conn has died. Tells whether it was in the pool.
+    pub fn remove_idle(&mut self, conn: C) -> bool {
+        let was_idle = self.idle.remove(conn);
+        self.low_water = self.low_water.min(self.idle.len());
+        was_idle
+    }
+
+    /// A waiting public conn has gone. Tells whether it was waiting.
+    pub fn cancel_wait(&mut self, waiter: W) -> bool {
+        self.waiting.remove(waiter)
+    }
+
+    /// How many proxy_conns to ask the client for now. They count as opening from here on. Ask only
+    /// while there is a ctl_conn.
+    pub fn poll_wanted(&mut self, now: Duration) -> u16 {
+        let have = self.idle.len() + self.opening.total;
+        let wanted = (self.waiting.len() + self.target).saturating_sub(have);
+        let wanted = wanted.min(OPENING_MAX - self.opening.total);
+        self.opening.asked(wanted, now);
+        u16::try_from(wanted).expect("limits.rs asserts that OPENING_MAX fits")
+    }
+
+    /// The ctl_conn is gone: what was asked for will not come.
+    pub fn ctl_lost(&mut self) {
+        self.opening = Opening::default();
+    }
+
+    /// The next time at which [`Self::handle_timeout`] has something to do.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        let waiting = self.waiting.oldest().copied();
+        [waiting, self.opening.expiry(), self.window_end].into_iter().flatten().min()
+    }
+
+    /// Lets time do its work. Ask [`Self::poll_wanted`] afterwards: lost requests are wanted again.
+    pub fn handle_timeout(&mut self, now: Duration) -> Expired<C, W> {
+        let mut waiters = Vec::new();
+        while self.waiting.oldest().is_some_and(|deadline| *deadline <= now) {
+            waiters.extend(self.waiting.pop_oldest().map(|(waiter, _)| waiter));
+        }
+        self.opening.expire(now);
+        let mut surplus = Vec::new();
+        if self.window_end.is_some_and(|end| end <= now) {
+            self.shrink(&mut surplus);
+            self.window_end = None;
+            self.watch(now);
+        }
+        Expired { waiters, surplus }
+    }
+
+    /// Takes everything out, for the end of the session.
+    pub fn clear(&mut self) -> Expired<C, W> {
+        let mut all = Expired { waiters: Vec::new(), surplus: Vec::new() };
+        while let Some((waiter, _)) = self.waiting.pop_oldest() {
+            all.waiters.push(waiter);
+        }
+        while let Some((conn, ())) = self.idle.pop_oldest() {
+            all.surplus.push(conn);
+        }
+        *self = Self::default();
+        all
+    }
+
+    /// The window is over: what nobody took in all of it is not needed.
+    fn shrink(&mut self, surplus: &mut Vec<C>) {
+        self.target = self.target.saturating_sub(self.low_water).max(IDLE_CONNS_MIN);
+        let close = self.idle.len().saturating_sub(self.target).min(self.low_water);
+        for _ in 0..close {
+            surplus.extend(self.idle.pop_oldest().map(|(conn, ())| conn));
+        }
+    }
+
+    /// Starts a window if there is something that could be too much.
+    fn watch(&mut self, now: Duration) {
+        let above_min = self.target > IDLE_CONNS_MIN || self.idle.len() > IDLE_CONNS_MIN;
+        if self.window_end.is_none() && above_min {
+            self.window_end = Some(now + POOL_WINDOW);
+            self.low_water = self.idle.len();
+        }
+    }
+}
+
+/// Keys in the order of their arrival; any of them can be removed in O(log n).
+#[derive(Clone, Debug)]
+struct Ordered<K, V> {
+    by_age: BTreeMap<u64, (K, V)>,
+    ages: HashMap<K, u64>,
+    next: u64,
+}
+
+impl<K, V> Default for Ordered<K, V> {
+    fn default() -> Self {
+        Self { by_age: BTreeMap::new(), ages: HashMap::new(), next: 0 }
+    }
+}
+
+impl<K: Copy + Eq + Hash, V> Ordered<K, V> {
+    fn len(&self) -> usize {
+        self.by_age.len()
+    }
+
+    fn insert(&mut self, key: K, value: V) {
+        let earlier = self.ages.insert(key, self.next);
+        assert!(earlier.is_none(), "a key is in a pool once");
+        self.by_age.insert(self.next, (key, value));
+        self.next += 1;
+    }
+
+    fn remove(&mut self, key: K) -> bool {
+        self.ages.remove(&key).is_some_and(|age| self.by_age.remove(&age).is_some())
+    }
+
+    fn oldest(&self) -> Option<&V> {
+        self.by_age.first_key_value().map(|(_, (_, value))| value)
+    }
+
+    fn pop_oldest(&mut self) -> Option<(K, V)> {
+        let (_, (key, value)) = self.by_age.pop_first()?;
+        self.ages.remove(&key);
+        Some((key, value))
+    }
+
+    fn pop_newest(&mut self) -> Option<K> {
+        let (_, (key, _)) = self.by_age.pop_last()?;
+        self.ages.remove(&key);
+        Some(key)
+    }
+}
+
+/// Requests on their way, oldest first.
+#[derive(Clone, Debug, Default)]
+struct Opening {
+    batches: VecDeque<(Duration, usize)>,
+    total: usize,
+}
+
+impl Opening {
+    fn asked(&mut self, count: usize, now: Duration) {
+        if count > 0 {
+            self.total += count;
+            self.batches.push_back((now + OPENING_DEADLINE, count));
+        }
+    }
+
+    /// One has come. It may be one that was given up already.
+    fn arrived(&mut self) {
+        let Some((_, count)) = self.batches.front_mut() else { return };
+        *count -= 1;
+        self.total -= 1;
+        if *count == 0 {
+            self.batches.pop_front();
+        }
+    }
+
+    fn expiry(&self) -> Option<Duration> {
+        self.batches.front().map(|(expiry, _)| *expiry)
+    }
+
+    fn expire(&mut self, now: Duration) {
+        while self.expiry().is_some_and(|expiry| expiry <= now) {
+            self.total -= self.batches.pop_front().map_or(0, |(_, count)| count);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type P = Pool<u32, u32>;
+
+    fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    /// The last conn in is the first out, and the first public conn to wait is the first served.
+    #[test]
+    fn lifo_conns_and_fifo_waiters() {
+        let mut pool = P::new();
+        assert_eq!(pool.add(1, Origin::Fresh, s(0)), Add::Idle);
+        assert_eq!(pool.add(2, Origin::Fresh, s(0)), Add::Idle);
+        assert_eq!(pool.take(10, s(0)), Take::Conn(2));
+        assert_eq!(pool.take(11, s(0)), Take::Conn(1));
+        assert_eq!(pool.take(12, s(0)), Take::Waiting);
+        assert_eq!(pool.take(13, s(0)), Take::Waiting);
+        assert_eq!(pool.add(2, Origin::Returned, s(1)), Add::Serve(12, 2));
+        assert_eq!(pool.add(3, Origin::Fresh, s(1)), Add::Serve(13, 3));
+        assert_eq!((pool.idle_len(), pool.waiting_len()), (0, 0));
+    }
+
+    /// The waiting list has an end, and who waits too long is told.
+    #[test]
+    fn waiting_is_bounded_in_number_and_time() {
+        let mut pool = P::new();
+        for waiter in 0..WAITING_PUBLICS_MAX as u32 {
+            assert_eq!(pool.take(waiter, s(u64::from(waiter / 512))), Take::Waiting);
+        }
+        assert_eq!(pool.take(9999, s(1)), Take::Full);
+        assert!(pool.cancel_wait(0));
+        assert!(!pool.cancel_wait(0));
+        assert_eq!(pool.take(9999, s(1)), Take::Waiting);
+        assert_eq!(pool.poll_timeout(), Some(BIND_DEADLINE));
+        assert_eq!(pool.handle_timeout(BIND_DEADLINE).waiters.len(), 511);
+        assert_eq!(pool.handle_timeout(BIND_DEADLINE + s(1)).waiters.len(), 513);
+        assert_eq!(pool.waiting_len(), 0);
+    }
+
+    /// What is asked for is asked for once, until it is overdue.
+    #[test]
+    fn requests_expire() {
+        let mut pool = P::new();
+        assert_eq!(pool.poll_wanted(s(0)), IDLE_CONNS_MIN as u16);
+        assert_eq!(pool.poll_wanted(s(0)), 0);
+        assert_eq!(pool.add(1, Origin::Fresh, s(1)), Add::Idle);
+        assert_eq!(pool.poll_timeout(), Some(OPENING_DEADLINE));
+        pool.handle_timeout(OPENING_DEADLINE);
+        assert_eq!(pool.opening_len(), 0);
+        assert_eq!(pool.poll_wanted(OPENING_DEADLINE), 1);
+        assert_eq!(pool.add(2, Origin::Fresh, s(4)), Add::Idle);
+        // The one that had been given up comes after all.
+        assert_eq!(pool.add(3, Origin::Fresh, s(4)), Add::Idle);
+        assert_eq!((pool.opening_len(), pool.poll_wanted(s(4))), (0, 0));
+    }
+
+    /// A returned conn is not an answer to a request, and a lost ctl_conn answers none.
+    #[test]
+    fn only_fresh_conns_count_as_arrived() {
+        let mut pool = P::new();
+        pool.poll_wanted(s(0));
+        pool.add(1, Origin::Returned, s(0));
+        assert_eq!(pool.opening_len(), 2);
+        pool.ctl_lost();
+        assert_eq!(pool.opening_len(), 0);
+        assert_eq!(pool.poll_wanted(s(0)), 1);
+    }
+
+    /// The target doubles once per miss that was answered, up to its limit, and requests are never
+    /// more than their limit.
+    #[test]
+    fn target_follows_misses() {
+        let mut pool = P::new();
+        for waiter in 0..1000 {
+            assert_eq!(pool.take(waiter, s(0)), Take::Waiting);
+        }
+        assert_eq!(pool.target(), 2 * IDLE_CONNS_MIN);
+        assert_eq!(pool.poll_wanted(s(0)), OPENING_MAX as u16);
+        assert_eq!(pool.poll_wanted(s(0)), 0);
+        for conn in 0..1000 {
+            pool.add(conn, Origin::Fresh, s(0));
+            pool.take(2000 + conn, s(0));
+        }
+        assert_eq!(pool.target(), IDLE_CONNS_MAX);
+    }
+
+    /// What nobody took for a window goes, what was taken stays, down to the minimum.
+    #[test]
+    fn unneeded_conns_go() {
+        let mut pool = P::new();
+        for conn in 0..IDLE_CONNS_MAX as u32 {
+            assert_eq!(pool.add(conn, Origin::Returned, s(0)), Add::Idle);
+        }
+        assert_eq!(pool.add(9999, Origin::Returned, s(0)), Add::Surplus(9999));
+        // The first window starts with few conns and says nothing yet.
+        let end = pool.poll_timeout().unwrap();
+        assert!(pool.handle_timeout(end).surplus.len() <= IDLE_CONNS_MIN + 1);
+        for conn in 0..50 {
+            assert!(matches!(pool.take(conn, end), Take::Conn(_)));
+        }
+        let end = pool.poll_timeout().unwrap();
+        pool.handle_timeout(end);
+        let left = pool.idle_len();
+        assert_eq!(left, IDLE_CONNS_MIN);
+        assert_eq!(pool.poll_timeout(), None, "nothing to shrink, nothing to wait for");
+    }
+
+    /// A steady demand keeps its conns from window to window.
+    #[test]
+    fn steady_demand_keeps_its_conns() {
+        let mut pool = P::new();
+        for conn in 0..32 {
+            pool.add(conn, Origin::Returned, s(0));
+        }
+        let mut now = s(0);
+        for _ in 0..5 {
+            let taken: Vec<u32> = (0..30)
+                .map(|waiter| match pool.take(waiter, now) {
+                    Take::Conn(conn) => conn,
+                    other => panic!("{other:?}"),
+                })
+                .collect();
+            for conn in taken {
+                pool.add(conn, Origin::Returned, now);
+            }
+            now += POOL_WINDOW;
+            pool.handle_timeout(now);
+        }
+        assert!(pool.idle_len() >= 30, "{}", pool.idle_len());
+    }
+
+    /// A dead conn leaves, wherever it is in the order, and is not handed out.
+    #[test]
+    fn dead_conns_leave() {
+        let mut pool = P::new();
+        for conn in 0..5 {
+            pool.add(conn, Origin::Fresh, s(0));
+        }
+        assert!(pool.remove_idle(2) && pool.remove_idle(4) && !pool.remove_idle(4));
+        assert_eq!(pool.take(0, s(0)), Take::Conn(3));
+        assert_eq!(pool.take(1, s(0)), Take::Conn(1));
+        assert_eq!(pool.clear(), Expired { waiters: vec![], surplus: vec![0] });
+    }
+}
