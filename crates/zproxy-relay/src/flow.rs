@@ -73,7 +73,8 @@ pub struct Flow {
     pub outbound: Pump,
     /// From far to near.
     pub inbound: Pump,
-    near_watched: bool,
+    /// Whether a watch of the near end is in flight, perhaps since before the flow.
+    pub near_watched: bool,
     /// Whether a watch of the far end is in flight, perhaps since an earlier flow.
     pub far_watched: bool,
     /// Bytes put, both ways, at the last look.
