@@ -1,0 +1,274 @@
+//! FIN and RST at each point.
+
+use std::io::Write;
+use std::net::{Shutdown, TcpStream};
+
+use zproxy_io::{Driver, Fault, Lease, Op, Outcome, RelayMode, Sock, SourceNow};
+
+use crate::support::{End, Kit, Pump, World, bytes, far};
+
+conformance!(
+    fin_before_any_byte,
+    fin_behind_bytes,
+    fin_in_the_refill,
+    fin_in_one_direction_only,
+    rst_while_a_fill_waits,
+    rst_before_a_fill,
+    rst_in_the_refill,
+    rst_before_a_drain,
+    rst_never_looks_like_a_fin,
+    watch_ignores_a_fin,
+    watch_sees_both_ends_finished,
+    watch_sees_a_reset,
+    watch_sees_a_reset_of_a_half_closed_connection,
+    watch_comes_late,
+);
+
+const MODES: [RelayMode; 3] = [RelayMode::Auto, RelayMode::Splice, RelayMode::Copy];
+
+/// A world, a source with its far end, and a sink with its far end.
+fn scene<K: Kit>(relay: RelayMode) -> (World<K::Driver>, [Sock; 2], [TcpStream; 2]) {
+    let mut world = World::new::<K>(relay);
+    let (from, source) = world.pair();
+    let (to, sink) = world.pair();
+    (world, [from, to], [source, sink])
+}
+
+/// A source that ends without a byte gives the end, also to a fill that waits.
+fn fin_before_any_byte<K: Kit>() {
+    for relay in MODES {
+        let (mut world, [from, to], [source, sink]) = scene::<K>(relay);
+        source.shutdown(Shutdown::Write).expect("open");
+        assert!(matches!(world.run(Op::Fill { from }), Outcome::Eof));
+        // Asked again, it is still the end.
+        assert!(matches!(world.run(Op::Fill { from }), Outcome::Eof));
+        let waiting = world.submit(Op::Fill { from: to });
+        world.assert_waits(waiting);
+        sink.shutdown(Shutdown::Write).expect("open");
+        assert!(matches!(world.outcome(waiting), Outcome::Eof));
+        world.finish();
+    }
+}
+
+/// The bytes before a FIN arrive, then the end.
+fn fin_behind_bytes<K: Kit>() {
+    for relay in MODES {
+        for count in [1, 16, 4_096, 65_536, 65_537, 300_000] {
+            let (mut world, [from, to], [mut source, mut sink]) = scene::<K>(relay);
+            source.write_all(&bytes::patterned(1, 0, count)).expect("open");
+            source.shutdown(Shutdown::Write).expect("open");
+            let mut pump = Pump::start(&mut world, from, to);
+            assert_eq!(pump.run(&mut world), End::Eof);
+            assert_eq!(pump.put, count as u64);
+            assert_eq!(far::read_to_end(&mut sink, 1, 0, 100_000), count as u64);
+            world.finish();
+        }
+    }
+}
+
+/// A FIN that comes between fill and refill is reported by the drain or by the next fill.
+fn fin_in_the_refill<K: Kit>() {
+    for relay in MODES {
+        let (mut world, [from, to], [mut source, mut sink]) = scene::<K>(relay);
+        source.write_all(&bytes::patterned(1, 0, 100)).expect("open");
+        let lease = world.fill(from);
+        source.shutdown(Shutdown::Write).expect("open");
+        match drain(&mut world, lease, to, from) {
+            SourceNow::Eof => {}
+            SourceNow::Open => assert!(matches!(world.run(Op::Fill { from }), Outcome::Eof)),
+            SourceNow::Failed(fault) => panic!("{fault}"),
+        }
+        world.driver.shutdown_write(to);
+        assert_eq!(far::read_to_end(&mut sink, 1, 0, 100), 100);
+        world.finish();
+    }
+}
+
+/// Drains a lease that the sink has room for, refilling; gives what was learned of the source.
+fn drain<D: Driver>(world: &mut World<D>, lease: Lease, to: Sock, from: Sock) -> SourceNow {
+    let count = lease.len();
+    match world.run(Op::Drain { lease, to, refill: Some(from) }) {
+        Outcome::Drained { put, refilled: 0, lease: None, source } => {
+            assert_eq!(put, count);
+            source
+        }
+        other => panic!("not drained: {other:?}"),
+    }
+}
+
+/// After a FIN in one direction, much still flows in the other.
+fn fin_in_one_direction_only<K: Kit>() {
+    const BACK: u64 = 5 << 20;
+    for relay in MODES {
+        let (mut world, [left, right], [left_far, right_far]) = scene::<K>(relay);
+        left_far.shutdown(Shutdown::Write).expect("open");
+        assert_eq!(Pump::start(&mut world, left, right).run(&mut world), End::Eof);
+        let reading = far::spawn_reader(left_far, 5, 90_000);
+        let writing = far::spawn_writer(right_far, 5, BACK, 90_000);
+        assert_eq!(Pump::start(&mut world, right, left).run(&mut world), End::Eof);
+        writing.join().expect("everything was taken");
+        assert_eq!(reading.join().expect("the bytes are right"), BACK);
+        world.finish();
+    }
+}
+
+/// A reset fails the fill that waits.
+fn rst_while_a_fill_waits<K: Kit>() {
+    for relay in MODES {
+        let (mut world, [from, _], [source, _sink]) = scene::<K>(relay);
+        let token = world.submit(Op::Fill { from });
+        world.assert_waits(token);
+        far::reset(source);
+        let outcome = world.outcome(token);
+        assert!(matches!(outcome, Outcome::Failed(Fault::Reset)), "{outcome:?}");
+        world.finish();
+    }
+}
+
+/// A reset that came before the fill fails it.
+fn rst_before_a_fill<K: Kit>() {
+    for relay in MODES {
+        let (mut world, [from, _], [source, _sink]) = scene::<K>(relay);
+        far::reset(source);
+        let outcome = world.run(Op::Fill { from });
+        assert!(matches!(outcome, Outcome::Failed(Fault::Reset)), "{outcome:?}");
+        world.finish();
+    }
+}
+
+/// A reset that comes between fill and refill is reported by the drain or by the next fill, and
+/// what was taken before still arrives.
+fn rst_in_the_refill<K: Kit>() {
+    for relay in MODES {
+        let (mut world, [from, to], [mut source, mut sink]) = scene::<K>(relay);
+        source.write_all(&bytes::patterned(1, 0, 100)).expect("open");
+        let lease = world.fill(from);
+        far::reset(source);
+        match drain(&mut world, lease, to, from) {
+            SourceNow::Failed(fault) => assert_eq!(fault, Fault::Reset),
+            SourceNow::Open => {
+                let outcome = world.run(Op::Fill { from });
+                assert!(matches!(outcome, Outcome::Failed(Fault::Reset)), "{outcome:?}");
+            }
+            SourceNow::Eof => panic!("a reset looks like an end"),
+        }
+        far::read_exactly(&mut sink, 1, 0, 100);
+        world.finish();
+    }
+}
+
+/// A drain into a connection that was reset fails.
+fn rst_before_a_drain<K: Kit>() {
+    for relay in MODES {
+        let (mut world, [from, to], [mut source, sink]) = scene::<K>(relay);
+        source.write_all(&bytes::patterned(1, 0, 100)).expect("open");
+        let lease = world.fill(from);
+        far::reset(sink);
+        let outcome = world.run(Op::Drain { lease, to, refill: Some(from) });
+        assert!(matches!(outcome, Outcome::Failed(Fault::Reset)), "{outcome:?}");
+        // The source is unharmed, and its inbound place is free.
+        source.write_all(b"x").expect("open");
+        assert_eq!(world.fill(from).len(), 1);
+        world.finish();
+    }
+}
+
+/// The kernel tells an error only once; still every direction of a reset connection fails, and
+/// none reports an end.
+fn rst_never_looks_like_a_fin<K: Kit>() {
+    for relay in MODES {
+        for watched in [false, true] {
+            let (mut world, [from, to], [mut source, sink]) = scene::<K>(relay);
+            source.write_all(&bytes::patterned(1, 0, 100)).expect("open");
+            let lease = world.fill(from);
+            let watch = watched.then(|| world.submit(Op::Watch { sock: to }));
+            if let Some(watch) = watch {
+                world.assert_waits(watch);
+            }
+            far::reset(sink);
+            if let Some(watch) = watch {
+                let outcome = world.outcome(watch);
+                assert!(matches!(outcome, Outcome::Hangup(Some(Fault::Reset))), "{outcome:?}");
+            }
+            let put = world.run(Op::Drain { lease, to, refill: None });
+            assert!(matches!(put, Outcome::Failed(Fault::Reset)), "{put:?}");
+            let taken = world.run(Op::Fill { from: to });
+            assert!(matches!(taken, Outcome::Failed(Fault::Reset)), "{taken:?}");
+            world.finish();
+        }
+    }
+}
+
+/// A FIN of the peer alone does not end the watch, nor do bytes.
+fn watch_ignores_a_fin<K: Kit>() {
+    let (mut world, [near, _], [mut far, _sink]) = scene::<K>(RelayMode::Auto);
+    let watch = world.submit(Op::Watch { sock: near });
+    far.write_all(b"bytes").expect("open");
+    far.shutdown(Shutdown::Write).expect("open");
+    world.assert_waits(watch);
+    assert_eq!(world.fill(near).len(), 5);
+    assert!(matches!(world.run(Op::Fill { from: near }), Outcome::Eof));
+    world.assert_waits(watch);
+    world.finish();
+}
+
+/// When both directions have ended, in either order, the watch ends without a fault.
+fn watch_sees_both_ends_finished<K: Kit>() {
+    for far_first in [false, true] {
+        let (mut world, [near, _], [far, _sink]) = scene::<K>(RelayMode::Auto);
+        let watch = world.submit(Op::Watch { sock: near });
+        if far_first {
+            far.shutdown(Shutdown::Write).expect("open");
+            world.assert_waits(watch);
+            world.driver.shutdown_write(near);
+        } else {
+            world.driver.shutdown_write(near);
+            world.assert_waits(watch);
+            far.shutdown(Shutdown::Write).expect("open");
+        }
+        let outcome = world.outcome(watch);
+        assert!(matches!(outcome, Outcome::Hangup(None)), "{outcome:?}");
+        world.finish();
+    }
+}
+
+/// A reset ends the watch, and the fill beside it.
+fn watch_sees_a_reset<K: Kit>() {
+    for relay in MODES {
+        let (mut world, [near, _], [far, _sink]) = scene::<K>(relay);
+        let watch = world.submit(Op::Watch { sock: near });
+        let fill = world.submit(Op::Fill { from: near });
+        world.settle();
+        far::reset(far);
+        let outcome = world.outcome(watch);
+        assert!(matches!(outcome, Outcome::Hangup(Some(Fault::Reset))), "{outcome:?}");
+        let outcome = world.outcome(fill);
+        assert!(matches!(outcome, Outcome::Failed(Fault::Reset)), "{outcome:?}");
+        world.finish();
+    }
+}
+
+/// When the peer has ended its direction and then resets, only the watch can tell.
+fn watch_sees_a_reset_of_a_half_closed_connection<K: Kit>() {
+    let (mut world, [near, _], [far, _sink]) = scene::<K>(RelayMode::Auto);
+    far.shutdown(Shutdown::Write).expect("open");
+    assert!(matches!(world.run(Op::Fill { from: near }), Outcome::Eof));
+    let watch = world.submit(Op::Watch { sock: near });
+    world.assert_waits(watch);
+    far::reset(far);
+    let outcome = world.outcome(watch);
+    assert!(matches!(outcome, Outcome::Hangup(Some(Fault::Reset))), "{outcome:?}");
+    world.finish();
+}
+
+/// A watch that is submitted after the reset ends at once.
+fn watch_comes_late<K: Kit>() {
+    let (mut world, [near, other], [far, _sink]) = scene::<K>(RelayMode::Auto);
+    let fill = world.submit(Op::Fill { from: other });
+    world.assert_waits(fill);
+    far::reset(far);
+    world.settle();
+    let outcome = world.run(Op::Watch { sock: near });
+    assert!(matches!(outcome, Outcome::Hangup(Some(Fault::Reset))), "{outcome:?}");
+    world.finish();
+}

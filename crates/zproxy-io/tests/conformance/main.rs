@@ -1,0 +1,21 @@
+//! The conformance suite: what every driver must do, on real loopback sockets.
+//!
+//! A case is a function over [`support::Kit`]; `conformance!` makes one test of it per driver. The
+//! far ends are plain `std::net` sockets which the case drives itself. No case sleeps to
+//! synchronise, and each gives up when nothing has happened for ten seconds.
+
+#[macro_use]
+mod support;
+
+mod accept;
+mod closing;
+mod connect;
+mod descriptors;
+mod doorbell;
+mod endings;
+mod handover;
+mod pressure;
+mod pump;
+mod queue;
+mod stream;
+mod urgent;

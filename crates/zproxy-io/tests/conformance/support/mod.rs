@@ -1,0 +1,14 @@
+//! What the cases share: kits, the world around a driver, far ends, pumps and bytes.
+
+#[macro_use]
+mod cases;
+pub(crate) mod bytes;
+pub(crate) mod far;
+mod kit;
+mod pump;
+mod world;
+
+pub(crate) use cases::alone;
+pub(crate) use kit::{EpollKit, Kit, UringKit, judge};
+pub(crate) use pump::{End, Pump, run_pumps};
+pub(crate) use world::{PATIENCE, World};
