@@ -1,0 +1,7 @@
+//! Thin entry point; everything is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    zproxy_demo::main(std::env::args_os().collect())
+}
