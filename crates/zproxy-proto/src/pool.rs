@@ -25,6 +25,8 @@ pub struct Pool<C, W> {
     low_water: usize,
     /// When the window ends; none while there is nothing to shrink.
     window_end: Option<Duration>,
+    /// A public conn waits for so long.
+    bind_deadline: Duration,
 }
 
 /// Many public conns miss before the first answer to a miss has arrived. They are one miss.
@@ -84,6 +86,7 @@ impl<C, W> Default for Pool<C, W> {
             growth: Growth::Due,
             low_water: 0,
             window_end: None,
+            bind_deadline: BIND_DEADLINE,
         }
     }
 }
@@ -93,6 +96,12 @@ impl<C: Copy + Eq + Hash, W: Copy + Eq + Hash> Pool<C, W> {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The same pool, in which a public conn waits for so long instead of [`BIND_DEADLINE`].
+    #[must_use]
+    pub fn with_bind_deadline(self, bind_deadline: Duration) -> Self {
+        Self { bind_deadline, ..self }
     }
 
     /// Proxy_conns that are idle.
@@ -136,7 +145,7 @@ impl<C: Copy + Eq + Hash, W: Copy + Eq + Hash> Pool<C, W> {
             self.growth = Growth::Done;
             self.target = (self.target * 2).min(IDLE_CONNS_MAX);
         }
-        self.waiting.insert(waiter, now + BIND_DEADLINE);
+        self.waiting.insert(waiter, now + self.bind_deadline);
         self.watch(now);
         Take::Waiting
     }

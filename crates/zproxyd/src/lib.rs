@@ -1,8 +1,11 @@
 //! The program.
 #![forbid(unsafe_code)]
 
+pub mod check;
 pub mod cli;
 pub mod config;
+mod mailbox;
+mod worker;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -1,0 +1,51 @@
+//! What the control core and the data cores tell each other. Bytes of flows never do this.
+
+use zproxy_io::Driver;
+use zproxy_proto::id::{ProxyId, TunnelId};
+use zproxy_proto::wire::Frame;
+
+/// A session of a client, numbered by the control core; never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct SessionNo(pub(crate) u64);
+
+impl std::fmt::Display for SessionNo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// From the control core to a data core.
+pub(crate) enum Tell<D: Driver> {
+    /// A session has begun; its ctl_conn is up.
+    Session { session: SessionNo, client: String },
+    /// The session's ctl_conn is lost; flows live on.
+    CtlLost { session: SessionNo },
+    /// The session goes on over another ctl_conn.
+    CtlBack { session: SessionNo },
+    /// The session is over: its flows are reset, its proxy_conns and listeners closed.
+    SessionOver { session: SessionNo },
+    /// Serve a tunnel with this listener.
+    Tunnel { session: SessionNo, tunnel: TunnelId, name: String, listener: D::Handle },
+    /// Stop serving a tunnel; its flows go on.
+    TunnelOver { tunnel: TunnelId },
+    /// An authenticated proxy_conn.
+    Conn { session: SessionNo, proxy: ProxyId, handle: D::Handle },
+    /// A frame of the client about one of its proxy_conns: `Fin`, `Released` or `Abort`.
+    Frame { session: SessionNo, frame: Frame },
+    /// No new public connections; report what is left until nothing is.
+    Drain,
+    /// End now.
+    Stop,
+}
+
+/// From a data core to the control core.
+pub(crate) enum Report {
+    /// Send this to the client (`Fin` or `Abort`).
+    Frame { session: SessionNo, frame: Frame },
+    /// Ask the client for so many proxy_conns for this data core.
+    Want { session: SessionNo, core: u16, count: u16 },
+    /// While draining: public connections left on this data core.
+    Left { core: u16, publics: usize },
+    /// The data core has ended; without an error when it was told to.
+    Ended { core: u16, error: Option<String> },
+}

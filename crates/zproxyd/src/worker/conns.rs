@@ -1,0 +1,214 @@
+//! The proxy_conns: what happens on them goes into their machine, and what the machine answers is
+//! done here, in one place.
+
+use tracing::{debug, warn};
+use zproxy_io::{Driver, Ending, Op, Outcome};
+use zproxy_proto::id::{FlowId, ProxyId};
+use zproxy_proto::pool::{Add, Origin};
+use zproxy_proto::proxy_conn::{Action, Input, ProxyConn, Role, Why};
+use zproxy_proto::wire::{Abort, AbortCode, Fin, Frame, Start};
+use zproxy_relay::{Key, Keys, Name, kind};
+
+use super::{By, CLOSE_CONN, Conn, Life, PublicState, START, Worker};
+use crate::mailbox::{Report, SessionNo};
+
+impl<D: Driver> Worker<D> {
+    /// Takes over an authenticated proxy_conn.
+    pub(super) fn adopt(&mut self, session: SessionNo, proxy: ProxyId, handle: D::Handle) {
+        let sock = self.driver.adopt(handle);
+        let Some(entry) = self.sessions.get_mut(&session) else {
+            self.close_stray(sock);
+            return;
+        };
+        let machine = ProxyConn::new(Role::Gateway, entry.ctl);
+        let life = Life::Resting;
+        let conn = Conn { sock, session, proxy, machine, life, far_watched: false };
+        let key = self.conns.insert(conn);
+        entry.conns.insert(proxy, key);
+        // Always watched: this fill is the idle watch, and the first step of the next flow.
+        let fill = Name { kind: kind::FILL_FAR, key };
+        self.driver.submit(fill.token(), Op::Fill { from: sock });
+        self.offer(key, Origin::Fresh);
+    }
+
+    /// Gives an idle proxy_conn to a waiting public conn or to the pool.
+    fn offer(&mut self, key: Key, origin: Origin) {
+        let Some(conn) = self.conns.get(key) else { return };
+        let session = conn.session;
+        let Some(entry) = self.sessions.get_mut(&session) else { return };
+        let now = self.driver.now();
+        let add = entry.pool.add(key, origin, now);
+        self.touched.push(session);
+        match add {
+            Add::Serve(public, conn) => self.bind(public, conn, true),
+            Add::Idle => {}
+            Add::Surplus(conn) => self.feed(conn, Input::Retire),
+        }
+    }
+
+    /// The fill of a proxy_conn has come home.
+    pub(super) fn on_conn_filled(&mut self, key: Key, outcome: Outcome) {
+        let Some(conn) = self.conns.get(key) else { return };
+        match (conn.life, outcome) {
+            (Life::Flowing(public), outcome) => {
+                self.on_flow_done(public, kind::FILL_FAR, outcome);
+            }
+            (Life::Closing, _) => {}
+            (Life::Resting, Outcome::Filled(_)) => self.feed(key, Input::Garbage),
+            (Life::Resting, Outcome::Eof) => self.feed(key, Input::InBandEof),
+            (Life::Resting, _) => self.feed(key, Input::ProxyFailed),
+        }
+    }
+
+    /// The `Start` is in the proxy_conn's send buffer: payload may follow.
+    pub(super) fn on_start_sent(&mut self, key: Key, outcome: Outcome) {
+        let Some(conn) = self.conns.get(key) else { return };
+        let Life::Flowing(public_key) = conn.life else { return };
+        let Outcome::Sent { buf } = outcome else {
+            self.feed(key, Input::ProxyFailed);
+            return;
+        };
+        self.spare.push(buf);
+        let Some(public) = self.publics.get_mut(public_key) else { return };
+        let PublicState::Flowing(bound) = &mut public.state else { return };
+        let keys = Keys { flow: public_key, far: key };
+        let heard = bound.flow.open_outbound(&mut self.driver, keys);
+        let sent = bound.flow.outbound.put();
+        self.on_heard(key, heard, sent);
+    }
+
+    /// Tells a proxy_conn's machine what happened and does what it answers.
+    pub(super) fn feed(&mut self, key: Key, input: Input) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if conn.life == Life::Closing {
+            return;
+        }
+        let actions = conn.machine.handle(input);
+        for action in actions {
+            self.act(key, action);
+        }
+    }
+
+    fn act(&mut self, key: Key, action: Action) {
+        match action {
+            Action::SendStart(flow) => self.send_start(key, flow),
+            Action::SendFin { flow, bytes } => {
+                self.send_frame(key, |proxy| Frame::Fin(Fin { proxy, flow, bytes }));
+            }
+            Action::SendAbort(flow, code) => {
+                self.send_frame(key, |proxy| Frame::Abort(Abort { proxy, flow, code }));
+            }
+            Action::SendReleased(_) => unreachable!("only a client releases"),
+            Action::ShutdownProxyWrite => {
+                if let Some(conn) = self.conns.get(key) {
+                    self.driver.shutdown_write(conn.sock);
+                }
+            }
+            Action::EndInbound => self.end_inbound(key),
+            Action::FlowEnded => {
+                let first = self.bound_of(key).and_then(|bound| bound.ended_first);
+                let by = first.unwrap_or(By::Public);
+                if let Some(Life::Flowing(public)) = self.conns.get(key).map(|conn| conn.life) {
+                    self.end_flow(public, Ending::Clean, "clean", by);
+                }
+            }
+            Action::BecomeIdle => self.offer(key, Origin::Returned),
+            Action::CloseClean(why) => {
+                debug!("core={} conn closed: {why}", self.core);
+                self.close_conn(key, Ending::Clean, "clean", By::Gateway);
+            }
+            Action::CloseReset(why) => self.reset_conn(key, why),
+            Action::Ignored(_) => {}
+        }
+    }
+
+    fn send_start(&mut self, key: Key, flow: FlowId) {
+        let Some(conn) = self.conns.get(key) else { return };
+        let Life::Flowing(public) = conn.life else { unreachable!("bound before its start") };
+        let public = self.publics.get(public).expect("a bound public conn is live");
+        let start = Start { flow, tunnel: public.tunnel };
+        let mut buf = self.spare.pop().unwrap_or_default();
+        buf.clear();
+        buf.extend_from_slice(&start.encode());
+        let name = Name { kind: START, key };
+        self.driver.submit(name.token(), Op::Send { sock: conn.sock, buf });
+    }
+
+    fn send_frame(&mut self, key: Key, frame: impl FnOnce(ProxyId) -> Frame) {
+        let Some(conn) = self.conns.get(key) else { return };
+        let report = Report::Frame { session: conn.session, frame: frame(conn.proxy) };
+        self.outgoing.push(report);
+    }
+
+    /// Everything that the client has sent is delivered: FIN goes on to the public conn.
+    fn end_inbound(&mut self, key: Key) {
+        let Some(bound) = self.bound_of(key) else { return };
+        let near = bound.flow.near;
+        self.driver.shutdown_write(near);
+    }
+
+    fn reset_conn(&mut self, key: Key, why: Why) {
+        let (end, by) = describe(why);
+        if let Why::Violation(violation) = why {
+            let session = self.conns.get(key).map(|conn| conn.session);
+            let client = session.and_then(|session| self.sessions.get(&session));
+            let client = client.map_or("gone", |entry| &entry.client);
+            warn!("core={} client={client} broke the protocol: {violation:?}", self.core);
+        }
+        // The other end learns of a reset in-band; of anything else it should hear the reason too.
+        if let Some(Life::Flowing(_)) = self.conns.get(key).map(|conn| conn.life)
+            && let Some(code) = abort_code(why)
+            && let Some(bound) = self.bound_of(key)
+        {
+            let flow = bound.id;
+            self.send_frame(key, |proxy| Frame::Abort(Abort { proxy, flow, code }));
+        }
+        self.close_conn(key, Ending::Reset, &end, by);
+    }
+
+    /// Closes a proxy_conn, and resets the flow on it if there is one.
+    pub(super) fn close_conn(&mut self, key: Key, how: Ending, end: &str, by: By) {
+        let Some(conn) = self.conns.get(key) else { return };
+        if conn.life == Life::Closing {
+            return;
+        }
+        if let Life::Flowing(public) = conn.life {
+            self.end_flow(public, Ending::Reset, end, by);
+        }
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.life = Life::Closing;
+        let (sock, session, proxy) = (conn.sock, conn.session, conn.proxy);
+        if let Some(entry) = self.sessions.get_mut(&session) {
+            entry.conns.remove(&proxy);
+            entry.pool.remove_idle(key);
+            self.touched.push(session);
+        }
+        self.submit_close(CLOSE_CONN, key, sock, how);
+    }
+}
+
+/// The words of a flow's line for an end that was not clean, and who caused it.
+fn describe(why: Why) -> (String, By) {
+    match why {
+        Why::PeerClosed | Why::ProxyFailed => ("proxy_conn_lost".to_owned(), By::Client),
+        Why::Retired | Why::EndedInBand | Why::ReleaseLost => ("clean".to_owned(), By::Gateway),
+        Why::Missing(bytes) => (format!("short_by_{bytes}"), By::Client),
+        Why::Violation(_) => ("protocol".to_owned(), By::Client),
+        Why::PeerAborted(code) | Why::StartFailed(code) => {
+            (format!("{code:?}").to_lowercase(), By::Local)
+        }
+        Why::OwnFailed => ("reset".to_owned(), By::Public),
+        Why::Deadline => ("idle".to_owned(), By::Gateway),
+    }
+}
+
+/// What the client is told about a flow that this side ended.
+fn abort_code(why: Why) -> Option<AbortCode> {
+    match why {
+        Why::OwnFailed => Some(AbortCode::Reset),
+        Why::Deadline => Some(AbortCode::Idle),
+        Why::Missing(_) => Some(AbortCode::Missing),
+        Why::Violation(_) => Some(AbortCode::Protocol),
+        _ => None,
+    }
+}

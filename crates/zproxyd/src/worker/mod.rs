@@ -1,0 +1,491 @@
+//! A data core: a pinned thread with its own driver. It owns its public listeners, the public conns
+//! that they accept, and the proxy_conns that the control core hands to it, all authenticated.
+//!
+//! `mod` is the loop and its messages, `publics` the public side (accept, wait, bind, end), `conns`
+//! the proxy_conns and their machine's actions.
+
+mod conns;
+mod publics;
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tracing::{debug, warn};
+use zproxy_io::{Done, Driver, DriverLost, Ending, Op, Outcome, Sock, Token};
+use zproxy_proto::id::{FlowId, ProxyId, TunnelId};
+use zproxy_proto::pool::Pool;
+use zproxy_proto::proxy_conn::{Ctl, Input, ProxyConn};
+use zproxy_proto::wire::Frame;
+use zproxy_relay::{Flow, Key, Keys, Mailbox, Name, Sender, Slots, kind};
+
+use crate::mailbox::{Report, SessionNo, Tell};
+
+/// Accept of a listener; key: listener.
+const ACCEPT: u8 = kind::OWNERS;
+/// `Start` being sent; key: conn.
+const START: u8 = kind::OWNERS + 1;
+/// Key: public.
+const CLOSE_PUBLIC: u8 = kind::OWNERS + 2;
+/// Key: conn.
+const CLOSE_CONN: u8 = kind::OWNERS + 3;
+/// Key: listener.
+const CLOSE_LISTENER: u8 = kind::OWNERS + 4;
+/// Closing a socket that never got a place.
+const CLOSE_STRAY: u8 = kind::OWNERS + 5;
+
+/// Live flows are looked at so often: for conns that died unseen and for deadlines.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Out of descriptors: accept again after so long.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Limits of time, from the settings.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) bind_timeout: Duration,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) half_close_timeout: Option<Duration>,
+}
+
+/// A public listener of one tunnel.
+#[derive(Debug)]
+struct Listener {
+    sock: Sock,
+    session: SessionNo,
+    tunnel: TunnelId,
+    state: Accepting,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Accepting {
+    /// Connections are being accepted.
+    On,
+    /// Out of descriptors; since then nothing was accepted, and at the second time it is tried again.
+    Paused { until: Duration },
+    /// Tried again; whether it works is seen at the next connection.
+    Retrying,
+    /// Being closed.
+    Off,
+}
+
+/// A tunnel as this core sees it.
+#[derive(Debug)]
+struct Tunnel {
+    name: String,
+    listener: Key,
+}
+
+/// A client's session as this core sees it.
+struct Session {
+    client: String,
+    ctl: Ctl,
+    pool: Pool<Key, Key>,
+    conns: HashMap<ProxyId, Key>,
+    /// The earliest alarm in the heap for the pool.
+    alarm: Option<Duration>,
+}
+
+/// A proxy_conn.
+struct Conn {
+    sock: Sock,
+    session: SessionNo,
+    proxy: ProxyId,
+    machine: ProxyConn,
+    life: Life,
+    far_watched: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    /// Idle or settling.
+    Resting,
+    /// The public conn of this place is on it.
+    Flowing(Key),
+    /// Being closed.
+    Closing,
+}
+
+/// A public conn.
+struct Public {
+    sock: Sock,
+    peer: Option<SocketAddr>,
+    session: SessionNo,
+    tunnel: TunnelId,
+    accepted_at: Duration,
+    state: PublicState,
+}
+
+enum PublicState {
+    /// No proxy_conn was idle.
+    Waiting,
+    /// Bound to a proxy_conn.
+    Flowing(Box<Bound>),
+    /// Being closed.
+    Closing,
+}
+
+/// A public conn with its proxy_conn.
+struct Bound {
+    id: FlowId,
+    conn: Key,
+    bound_at: Duration,
+    flow: Flow,
+    ended_first: Option<By>,
+}
+
+/// Who ended a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    Public,
+    Local,
+    Client,
+    Gateway,
+}
+
+impl By {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Public => "public",
+            Self::Local => "local",
+            Self::Client => "client",
+            Self::Gateway => "gateway",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Course {
+    Serving,
+    Draining,
+    Stopped,
+}
+
+/// One data core.
+pub(crate) struct Worker<D: Driver> {
+    core: u16,
+    driver: D,
+    mailbox: Mailbox<Tell<D>>,
+    reports: Sender<Report>,
+    limits: Limits,
+    listeners: Slots<Listener>,
+    tunnels: HashMap<TunnelId, Tunnel>,
+    sessions: HashMap<SessionNo, Session>,
+    conns: Slots<Conn>,
+    publics: Slots<Public>,
+    /// Public conns that are not being closed.
+    publics_live: usize,
+    next_flow: u64,
+    /// Reports of this turn.
+    outgoing: Vec<Report>,
+    /// Sessions whose pool may want something after this turn.
+    touched: Vec<SessionNo>,
+    alarms: BinaryHeap<Reverse<(Duration, SessionNo)>>,
+    next_look: Option<Duration>,
+    /// Spent `Start` buffers.
+    spare: Vec<Vec<u8>>,
+    course: Course,
+    publics_reported: usize,
+}
+
+impl<D: Driver> Worker<D> {
+    pub(crate) fn new(
+        core: u16,
+        driver: D,
+        mailbox: Mailbox<Tell<D>>,
+        reports: Sender<Report>,
+        limits: Limits,
+    ) -> Self {
+        Self {
+            core,
+            driver,
+            mailbox,
+            reports,
+            limits,
+            listeners: Slots::default(),
+            tunnels: HashMap::new(),
+            sessions: HashMap::new(),
+            conns: Slots::default(),
+            publics: Slots::default(),
+            publics_live: 0,
+            next_flow: 1,
+            outgoing: Vec::new(),
+            touched: Vec::new(),
+            alarms: BinaryHeap::new(),
+            next_look: None,
+            spare: Vec::new(),
+            course: Course::Serving,
+            publics_reported: usize::MAX,
+        }
+    }
+
+    /// Runs until told to end.
+    pub(crate) fn run(mut self) {
+        let error = self.turns().err().map(|lost| lost.to_string());
+        let core = self.core;
+        let reports = self.reports.clone();
+        // The driver goes first: with it every socket of this core is closed.
+        drop(self);
+        reports.send(Report::Ended { core, error });
+    }
+
+    fn turns(&mut self) -> Result<(), DriverLost> {
+        let mut done = Vec::new();
+        let mut letters = Vec::new();
+        while self.course != Course::Stopped {
+            let until = self.next_timer();
+            self.driver.wait(until, &mut done)?;
+            for done in done.drain(..) {
+                self.on_done(done, &mut letters);
+            }
+            self.on_time(self.driver.now());
+            self.poll_pools();
+            self.report_drain();
+            self.reports.send_all(&mut self.outgoing);
+        }
+        Ok(())
+    }
+
+    fn on_done(&mut self, done: Done, letters: &mut Vec<Tell<D>>) {
+        if done.token == Token::DOORBELL {
+            self.mailbox.take(letters);
+            for letter in letters.drain(..) {
+                self.on_letter(letter);
+            }
+            return;
+        }
+        let name = Name::of(done.token);
+        match name.kind {
+            ACCEPT => self.on_accept(name.key, done.outcome),
+            START => self.on_start_sent(name.key, done.outcome),
+            kind::FILL_FAR => self.on_conn_filled(name.key, done.outcome),
+            CLOSE_PUBLIC => drop(self.publics.remove(name.key)),
+            CLOSE_CONN => drop(self.conns.remove(name.key)),
+            CLOSE_LISTENER => drop(self.listeners.remove(name.key)),
+            CLOSE_STRAY => {}
+            flow_kind => self.on_flow_done(name.key, flow_kind, done.outcome),
+        }
+    }
+
+    fn on_letter(&mut self, letter: Tell<D>) {
+        match letter {
+            Tell::Session { session, client } => {
+                let pool = Pool::new().with_bind_deadline(self.limits.bind_timeout);
+                let conns = HashMap::new();
+                let entry = Session { client, ctl: Ctl::Up, pool, conns, alarm: None };
+                self.sessions.insert(session, entry);
+                self.touched.push(session);
+            }
+            Tell::CtlLost { session } => self.on_ctl(session, Ctl::Lost),
+            Tell::CtlBack { session } => self.on_ctl(session, Ctl::Up),
+            Tell::SessionOver { session } => self.end_session(session),
+            Tell::Tunnel { session, tunnel, name, listener } => {
+                self.open_tunnel(session, tunnel, name, listener);
+            }
+            Tell::TunnelOver { tunnel } => self.close_tunnel(tunnel),
+            Tell::Conn { session, proxy, handle } => self.adopt(session, proxy, handle),
+            Tell::Frame { session, frame } => self.on_frame(session, &frame),
+            Tell::Drain => self.drain(),
+            Tell::Stop => self.course = Course::Stopped,
+        }
+    }
+
+    fn on_ctl(&mut self, session: SessionNo, ctl: Ctl) {
+        let Some(entry) = self.sessions.get_mut(&session) else { return };
+        entry.ctl = ctl;
+        let input = if ctl == Ctl::Lost { Input::CtlLost } else { Input::CtlBack };
+        if ctl == Ctl::Lost {
+            entry.pool.ctl_lost();
+        }
+        let keys: Vec<Key> = entry.conns.values().copied().collect();
+        for key in keys {
+            self.feed(key, input);
+        }
+        self.touched.push(session);
+    }
+
+    fn end_session(&mut self, session: SessionNo) {
+        let Some(entry) = self.sessions.remove(&session) else { return };
+        debug!("core={} session={session} over conns={}", self.core, entry.conns.len());
+        let of_session = |tunnel: &Tunnel| {
+            self.listeners.get(tunnel.listener).is_some_and(|listener| listener.session == session)
+        };
+        let tunnels: Vec<TunnelId> =
+            self.tunnels.iter().filter(|(_, tunnel)| of_session(tunnel)).map(|(id, _)| *id).collect();
+        for tunnel in tunnels {
+            self.close_tunnel(tunnel);
+        }
+        for key in entry.conns.into_values() {
+            self.close_conn(key, Ending::Reset, "session_over", By::Gateway);
+        }
+        let waiting: Vec<Key> = self
+            .publics
+            .iter()
+            .filter(|(_, public)| {
+                public.session == session && matches!(public.state, PublicState::Waiting)
+            })
+            .map(|(key, _)| key)
+            .collect();
+        for key in waiting {
+            self.refuse_public(key, "session_over");
+        }
+    }
+
+    fn on_frame(&mut self, session: SessionNo, frame: &Frame) {
+        let (proxy, input) = match frame {
+            Frame::Fin(fin) => (fin.proxy, Input::PeerFin(fin.flow, fin.bytes)),
+            Frame::Released(released) => (released.proxy, Input::PeerReleased(released.flow)),
+            Frame::Abort(abort) => (abort.proxy, Input::PeerAbort(abort.flow, abort.code)),
+            _ => return,
+        };
+        // Frames may come late, for a proxy_conn that is gone.
+        let Some(entry) = self.sessions.get(&session) else { return };
+        let Some(key) = entry.conns.get(&proxy).copied() else { return };
+        if let Input::PeerFin(..) = input {
+            self.note_first_end(key, By::Local);
+        }
+        self.feed(key, input);
+    }
+
+    fn drain(&mut self) {
+        if self.course != Course::Serving {
+            return;
+        }
+        self.course = Course::Draining;
+        let tunnels: Vec<TunnelId> = self.tunnels.keys().copied().collect();
+        for tunnel in tunnels {
+            self.close_tunnel(tunnel);
+        }
+    }
+
+    fn report_drain(&mut self) {
+        if self.course != Course::Draining || self.publics_reported == self.publics_live {
+            return;
+        }
+        self.publics_reported = self.publics_live;
+        self.outgoing.push(Report::Left { core: self.core, publics: self.publics_live });
+    }
+
+    /// When something is due by itself.
+    fn next_timer(&self) -> Option<Duration> {
+        let paused = self.listeners.iter().filter_map(|(_, listener)| match listener.state {
+            Accepting::Paused { until } => Some(until),
+            _ => None,
+        });
+        let alarm = self.alarms.peek().map(|Reverse((at, _))| *at);
+        paused.chain(alarm).chain(self.next_look).min()
+    }
+
+    fn on_time(&mut self, now: Duration) {
+        while let Some(Reverse((at, session))) = self.alarms.peek().copied()
+            && at <= now
+        {
+            self.alarms.pop();
+            self.on_alarm(session, at, now);
+        }
+        if self.next_look.is_some_and(|at| at <= now) {
+            self.look(now);
+        }
+        self.resume_accepting(now);
+    }
+
+    /// A pool's time has come.
+    fn on_alarm(&mut self, session: SessionNo, at: Duration, now: Duration) {
+        let Some(entry) = self.sessions.get_mut(&session) else { return };
+        if entry.alarm != Some(at) {
+            return;
+        }
+        entry.alarm = None;
+        let due = entry.pool.handle_timeout(now);
+        for key in due.waiters {
+            self.refuse_public(key, "no_proxy_conn");
+        }
+        for key in due.surplus {
+            self.feed(key, Input::Retire);
+        }
+        self.touched.push(session);
+    }
+
+    /// Tells what the pools want, once per turn, and sets their alarms.
+    fn poll_pools(&mut self) {
+        let now = self.driver.now();
+        let mut touched = std::mem::take(&mut self.touched);
+        for session in touched.drain(..) {
+            let Some(entry) = self.sessions.get_mut(&session) else { continue };
+            if entry.ctl == Ctl::Up && self.course == Course::Serving {
+                let count = entry.pool.poll_wanted(now);
+                if count > 0 {
+                    self.outgoing.push(Report::Want { session, core: self.core, count });
+                }
+            }
+            let due = entry.pool.poll_timeout();
+            if let Some(at) = due
+                && entry.alarm.is_none_or(|alarm| at < alarm)
+            {
+                entry.alarm = Some(at);
+                self.alarms.push(Reverse((at, session)));
+            }
+        }
+        self.touched = touched;
+    }
+
+    /// Looks at every flow: see [`Flow::look`].
+    fn look(&mut self, now: Duration) {
+        let mut overdue = Vec::new();
+        for (key, public) in self.publics.iter_mut() {
+            let PublicState::Flowing(bound) = &mut public.state else { continue };
+            let keys = Keys { flow: key, far: bound.conn };
+            let still = LOOK_INTERVAL * bound.flow.look(&mut self.driver, keys);
+            let conn = self.conns.get(bound.conn).expect("a flow keeps its conn");
+            let limit = if conn.machine.is_half_closed() {
+                self.limits.half_close_timeout
+            } else {
+                self.limits.idle_timeout
+            };
+            if limit.is_some_and(|limit| still >= limit) {
+                overdue.push(bound.conn);
+            }
+        }
+        for conn in overdue {
+            self.feed(conn, Input::Deadline);
+        }
+        self.next_look = (self.publics_live > 0).then_some(now + LOOK_INTERVAL);
+    }
+
+    fn resume_accepting(&mut self, now: Duration) {
+        for (key, listener) in self.listeners.iter_mut() {
+            if matches!(listener.state, Accepting::Paused { until } if until <= now) {
+                listener.state = Accepting::Retrying;
+                let name = Name { kind: ACCEPT, key };
+                self.driver.submit(name.token(), Op::Accept { listener: listener.sock });
+            }
+        }
+    }
+
+    fn submit_close(&mut self, kind: u8, key: Key, sock: Sock, how: Ending) {
+        self.driver.submit(Name { kind, key }.token(), Op::Close { sock, how });
+    }
+
+    /// Closes a socket that has no place.
+    fn close_stray(&mut self, sock: Sock) {
+        self.driver.submit(Token(u64::from(CLOSE_STRAY) << 56), Op::Close { sock, how: Ending::Reset });
+    }
+
+    fn on_accept(&mut self, key: Key, outcome: Outcome) {
+        match outcome {
+            Outcome::Accepted { sock, peer } => self.on_public(key, sock, peer),
+            Outcome::Failed(fault) => {
+                let Some(listener) = self.listeners.get_mut(key) else { return };
+                if listener.state == Accepting::Off {
+                    return;
+                }
+                if listener.state == Accepting::On {
+                    warn!("core={} accepting paused: {fault}", self.core);
+                }
+                let until = self.driver.now() + ACCEPT_PAUSE;
+                listener.state = Accepting::Paused { until };
+            }
+            other => unreachable!("not the result of an accept: {other:?}"),
+        }
+    }
+}
