@@ -148,12 +148,15 @@ impl Entry {
         self.fault
     }
 
+    pub(super) fn is_inbound_free(&self) -> bool {
+        self.inbound.is_none() && self.lent_to.is_none()
+    }
+
     /// Whether nothing is in flight here.
     pub(super) fn is_quiet(&self) -> bool {
-        self.inbound.is_none()
+        self.is_inbound_free()
             && self.outbound.is_none()
             && self.watch.is_none()
-            && self.lent_to.is_none()
             && self.close.is_none()
     }
 }

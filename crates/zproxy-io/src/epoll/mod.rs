@@ -19,8 +19,8 @@ use crate::buf::BufPool;
 use crate::pipe::PipePool;
 use crate::table::Table;
 use crate::{
-    Done, Doorbell, Driver, DriverLost, Fault, ListenOptions, Op, Outcome, RelayMode, Sock, Stats,
-    Token, sock, sys,
+    Done, Doorbell, Driver, DriverLost, Ending, Fault, ListenOptions, Op, Outcome, RelayMode, Sock,
+    Stats, Token, sock, sys,
 };
 
 use entry::{Connecting, Entry, Inbound, Outbound, Pending};
@@ -40,6 +40,8 @@ pub struct Epoll {
     /// Operations that can be tried. An entry may name one that has come home meanwhile, or one
     /// that was tried already; both are harmless.
     ready: VecDeque<(Sock, Side)>,
+    /// What came home without having run: operations on sockets that are closed or being closed.
+    stillborn: Vec<Done>,
     pools: Pools,
     stats: Stats,
     blind_turns: u32,
@@ -67,6 +69,7 @@ impl Epoll {
             doorbell,
             socks: Table::default(),
             ready: VecDeque::new(),
+            stillborn: Vec::new(),
             pools: Pools { pipes: PipePool::new(), bufs: BufPool::new() },
             stats: Stats::default(),
             blind_turns: 0,
@@ -78,21 +81,20 @@ impl Epoll {
         self.socks.insert(Entry::new(fd, self.relay))
     }
 
-    /// The socket that an operation names. By contract a name ends with `Close` or `release`.
+    /// Whether a socket can no longer be worked with.
+    fn is_closing(&self, sock: Sock) -> bool {
+        self.socks.get(sock).is_none_or(|entry| entry.close.is_some())
+    }
+
     #[track_caller]
     fn named(&mut self, sock: Sock) -> &mut Entry {
-        let entry = self.socks.get_mut(sock).expect("the socket was closed or released");
-        assert!(entry.close.is_none(), "the socket is being closed");
-        entry
+        self.socks.get_mut(sock).expect("the socket was not closed a moment ago")
     }
 
     #[track_caller]
     fn queue_inbound(&mut self, sock: Sock, token: Token, op: Inbound) {
         let entry = self.named(sock);
-        assert!(
-            entry.inbound.is_none() && entry.lent_to.is_none(),
-            "one inbound operation at a time"
-        );
+        assert!(entry.is_inbound_free(), "one inbound operation at a time");
         entry.inbound = Some(Pending::queued(token, op));
         self.ready.push_back((sock, Side::Inbound));
     }
@@ -105,14 +107,30 @@ impl Epoll {
         self.ready.push_back((sock, Side::Outbound));
     }
 
+    #[track_caller]
+    fn queue_watch(&mut self, sock: Sock, token: Token) {
+        let entry = self.named(sock);
+        assert!(entry.watch.is_none(), "one watch at a time");
+        entry.watch = Some(Pending::queued(token, ()));
+        self.ready.push_back((sock, Side::Watch));
+    }
+
+    #[track_caller]
+    fn queue_close(&mut self, sock: Sock, token: Token, how: Ending) {
+        let Some(entry) = self.socks.get_mut(sock) else {
+            self.stillborn.push(Done { token, outcome: Outcome::Closed });
+            return;
+        };
+        assert!(entry.close.is_none(), "a socket is closed once");
+        entry.close = Some((token, how));
+        self.ready.push_back((sock, Side::Close));
+    }
+
     /// A `Drain` occupies the inbound place of the source that it refills from.
     #[track_caller]
     fn lend(&mut self, source: Sock, sink: Sock) {
         let entry = self.named(source);
-        assert!(
-            entry.inbound.is_none() && entry.lent_to.is_none(),
-            "one inbound operation at a time"
-        );
+        assert!(entry.is_inbound_free(), "one inbound operation at a time");
         entry.lent_to = Some(sink);
     }
 
@@ -183,11 +201,20 @@ impl Driver for Epoll {
     }
 
     fn shutdown_write(&mut self, sock: Sock) {
-        // By contract a failure is reported by the operations in flight.
-        let _ = sys::shutdown_write(self.named(sock).raw());
+        if let Some(entry) = self.socks.get(sock) {
+            // By contract a failure is reported by the operations in flight.
+            let _ = sys::shutdown_write(entry.raw());
+        }
     }
 
     fn submit(&mut self, token: Token, op: Op) {
+        if let Op::Close { sock, how } = op {
+            return self.queue_close(sock, token, how);
+        }
+        if socks(&op).into_iter().flatten().any(|sock| self.is_closing(sock)) {
+            let outcome = Outcome::Failed(Fault::Cancelled);
+            return self.stillborn.push(Done { token, outcome });
+        }
         match op {
             Op::Accept { listener } => self.queue_inbound(listener, token, Inbound::Accept),
             Op::Connect { sock, to } => {
@@ -208,21 +235,14 @@ impl Driver for Epoll {
                 }
                 self.queue_outbound(to, token, Outbound::Drain { lease, refill });
             }
-            Op::Watch { sock } => {
-                let entry = self.named(sock);
-                assert!(entry.watch.is_none(), "one watch at a time");
-                entry.watch = Some(Pending::queued(token, ()));
-                self.ready.push_back((sock, Side::Watch));
-            }
-            Op::Close { sock, how } => {
-                self.named(sock).close = Some((token, how));
-                self.ready.push_back((sock, Side::Close));
-            }
+            Op::Watch { sock } => self.queue_watch(sock, token),
+            Op::Close { .. } => unreachable!("queued above"),
         }
     }
 
     fn wait(&mut self, until: Option<Duration>, done: &mut Vec<Done>) -> Result<(), DriverLost> {
         let before = done.len();
+        done.append(&mut self.stillborn);
         loop {
             self.run_ready(done);
             let produced = done.len() > before;
@@ -255,6 +275,20 @@ impl Driver for Epoll {
             bufs_returned: bufs.returned.get(),
             ..self.stats
         }
+    }
+}
+
+/// The sockets that an operation works with.
+fn socks(op: &Op) -> [Option<Sock>; 2] {
+    match op {
+        Op::Accept { listener: sock }
+        | Op::Connect { sock, .. }
+        | Op::Recv { sock, .. }
+        | Op::Send { sock, .. }
+        | Op::Watch { sock }
+        | Op::Fill { from: sock }
+        | Op::Close { sock, .. } => [Some(*sock), None],
+        Op::Drain { to, refill, .. } => [Some(*to), *refill],
     }
 }
 

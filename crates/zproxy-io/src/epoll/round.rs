@@ -183,8 +183,8 @@ pub(super) fn send(
             Ok(0) => panic!("the kernel took none of {size} bytes and gave no reason"),
             Ok(count) => {
                 // A short count means that the kernel met a full buffer on the way, and has marked
-                // the socket: the edge will come.
-                sink.ready.writable = count == size;
+                // the socket: the edge will come, unless the last one has been.
+                sink.ready.writable = count == size || sink.ready.hangup;
                 return Put::Some(count);
             }
             Err(error) if is_interrupted(&error) => {}

@@ -10,6 +10,7 @@ conformance!(
     waiting_operations_come_home,
     queued_operations_come_home,
     finished_operations_keep_their_result,
+    late_operations_are_cancelled,
     in_an_idle_driver,
     clean_delivers_everything,
     clean_after_a_pump,
@@ -87,6 +88,41 @@ fn finished_operations_keep_their_result<K: Kit>() {
     let mut text = String::new();
     far.read_to_string(&mut text).expect("a clean end");
     assert_eq!(text, "bye");
+    world.finish();
+}
+
+/// What is submitted on a socket that is being closed, or is closed, comes home cancelled, and so
+/// does a drain that would only refill from it. Closing again is no harm.
+fn late_operations_are_cancelled<K: Kit>() {
+    let mut world = World::new::<K>(RelayMode::Auto);
+    let (near, _far) = world.pair();
+    let (other, mut other_far) = world.pair();
+    for already_closed in [false, true] {
+        other_far.write_all(b"bytes").expect("open");
+        let lease = world.fill(other);
+        let closing = (!already_closed).then(|| world.start_close(near, Ending::Reset));
+        let late = [
+            world.submit(Op::Fill { from: near }),
+            world.submit(Op::Send { sock: near, buf: vec![1] }),
+            world.submit(Op::Watch { sock: near }),
+            world.submit(Op::Drain { lease, to: other, refill: Some(near) }),
+        ];
+        for token in late {
+            let outcome = world.outcome(token);
+            assert!(matches!(outcome, Outcome::Failed(Fault::Cancelled)), "{outcome:?}");
+        }
+        if let Some(closing) = closing {
+            assert!(matches!(world.outcome(closing), Outcome::Closed));
+        }
+        world.driver.shutdown_write(near);
+    }
+    let again = world.run(Op::Close { sock: near, how: Ending::Clean });
+    assert!(matches!(again, Outcome::Closed), "{again:?}");
+    // The other socket's places are all free.
+    other_far.write_all(b"more").expect("open");
+    let lease = world.fill(other);
+    let outcome = world.run(Op::Drain { lease, to: other, refill: Some(other) });
+    assert!(matches!(outcome, Outcome::Drained { put: 4, .. }), "{outcome:?}");
     world.finish();
 }
 

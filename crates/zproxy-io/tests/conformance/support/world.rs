@@ -189,11 +189,17 @@ impl<D: Driver> World<D> {
         assert!(self.is_flying(token), "it came home: {:?}", self.take(token));
     }
 
+    /// Submits a close.
+    #[track_caller]
+    pub(crate) fn start_close(&mut self, sock: Sock, how: Ending) -> Token {
+        assert!(self.socks.remove(&sock), "only an open socket is closed");
+        self.submit(Op::Close { sock, how })
+    }
+
     /// Closes, and gives what came home before, in order.
     #[track_caller]
     pub(crate) fn close(&mut self, sock: Sock, how: Ending) -> Vec<Done> {
-        assert!(self.socks.remove(&sock), "only an open socket is closed");
-        let token = self.submit(Op::Close { sock, how });
+        let token = self.start_close(sock, how);
         while self.flying.contains_key(&token) {
             self.turn();
         }
@@ -215,8 +221,7 @@ impl<D: Driver> World<D> {
     ) {
         let mut closing = HashSet::new();
         for sock in socks {
-            assert!(self.socks.remove(&sock), "only an open socket is closed");
-            closing.insert(self.submit(Op::Close { sock, how }));
+            closing.insert(self.start_close(sock, how));
         }
         while !closing.is_empty() {
             while let Some(done) = self.home.pop_front() {
