@@ -20,6 +20,7 @@
 
 pub mod auth;
 pub mod backoff;
+pub mod control;
 mod hex;
 pub mod id;
 pub mod limits;

@@ -19,7 +19,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const fn number(self) -> u8 {
+    pub(crate) const fn number(self) -> u8 {
         match self {
             Self::Ctl => 1,
             Self::Proxy => 2,
