@@ -26,5 +26,6 @@ pub mod id;
 pub mod limits;
 pub mod pool;
 pub mod proxy_conn;
+pub mod registry;
 pub mod replay;
 pub mod wire;
