@@ -62,6 +62,17 @@ pub fn create_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     linked.and_then(|()| sync_parent(path))
 }
 
+/// Whether files can be made in a directory that exists; leaves none behind.
+///
+/// # Errors
+/// Why not.
+pub fn try_write(dir: &Path) -> io::Result<()> {
+    let path = unfinished_name(&dir.join("check"))?;
+    let written = write_private(&path, b"");
+    let _ = fs::remove_file(&path);
+    written
+}
+
 /// A name beside the file that no other process or thread uses.
 fn unfinished_name(path: &Path) -> io::Result<PathBuf> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
@@ -132,6 +143,8 @@ mod tests {
         write_atomically(&path, b"three").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"three");
         assert_eq!(mode(&path), 0o600);
+        try_write(&dir).unwrap();
+        assert!(try_write(&path).is_err());
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
     }
 

@@ -17,7 +17,7 @@ use crate::{Exit, state};
 pub const VARIABLE: &str = "ZPROXY_TOKEN";
 
 /// The name of the file in the state directory.
-const FILE_NAME: &str = "token";
+pub const FILE_NAME: &str = "token";
 
 /// Bytes that must not be shown.
 #[derive(Clone, PartialEq, Eq)]

@@ -4,14 +4,13 @@
 use std::io::{self, ErrorKind, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::process::ExitCode;
 
 use zproxy_io::probe::{self, Feature, Limits, Need, RING_KERNEL_MIN, RingRefusal};
-use zproxy_io::{Epoll, ListenOptions, Open, Uring, sock};
+use zproxy_io::{Epoll, ListenOptions, Open, Uring, UringConfig, sock};
 use zproxy_ops::report::{Report, Verdict};
 use zproxy_ops::token::{self, TokenSource};
 use zproxy_ops::values::Backend;
-use zproxy_ops::{cores, state};
+use zproxy_ops::{Exit, cores, state};
 
 use crate::config::Settings;
 
@@ -24,13 +23,13 @@ const LOCAL_PORTS_WANTED: u32 = 16_384;
 /// Fewer pipes of full size than this serve fewer flows at full speed.
 const FULL_PIPES_WANTED: u64 = 64;
 
-/// Prints the report on stdout; 0 when nothing fails, else 1.
+/// Prints the report on stdout, whatever it says; the exit is 0 when nothing fails, else 1.
 #[must_use]
-pub fn run(settings: &Settings) -> ExitCode {
+pub fn run(settings: &Settings) -> Exit {
     let report = report(settings);
     // Nobody is left to tell when stdout is gone.
     let _ = writeln!(io::stdout(), "{report}");
-    report.code().into()
+    Exit { code: report.code(), message: String::new() }
 }
 
 /// The report itself.
@@ -90,7 +89,9 @@ fn add_backend(report: &mut Report, settings: &Settings) {
     let relay = settings.data.relay;
     let epoll = || Epoll::open(None, relay).map(drop);
     let ring = || match probe::ring_support() {
-        Ok(_) => Uring::open(None, relay).map(drop).map_err(|error| error.to_string()),
+        Ok(_) => Uring::new(&UringConfig { relay, cpu: None })
+            .map(|driver| format!("flags {}", driver.ring_flags()))
+            .map_err(|error| error.to_string()),
         Err(refusal) => Err(refusal.to_string()),
     };
     let (value, verdict, advice) = match asked {
@@ -99,11 +100,11 @@ fn add_backend(report: &mut Report, settings: &Settings) {
             Err(error) => ("none", Verdict::Fail, error.to_string()),
         },
         Backend::Uring => match ring() {
-            Ok(()) => ("uring", Verdict::Ok, "as --backend says".to_owned()),
+            Ok(flags) => ("uring", Verdict::Ok, flags),
             Err(why) => ("none", Verdict::Fail, format!("{why}; or use --backend auto")),
         },
         Backend::Auto => match (ring(), epoll()) {
-            (Ok(()), _) => ("uring", Verdict::Ok, String::new()),
+            (Ok(flags), _) => ("uring", Verdict::Ok, flags),
             (Err(why), Ok(())) => ("epoll", Verdict::Warn, why),
             (Err(why), Err(error)) => ("none", Verdict::Fail, format!("{why}; {error}")),
         },
