@@ -59,7 +59,7 @@ impl PortRange {
     }
 
     /// All ports, beginning somewhere in the middle.
-    fn from_offset(self, offset: u64) -> impl Iterator<Item = u16> {
+    fn walk_from(self, offset: u64) -> impl Iterator<Item = u16> {
         let start = self.first + (offset % u64::from(self.size())) as u16;
         (start..=self.last).chain(self.first..start)
     }
@@ -103,7 +103,7 @@ impl PortPolicy {
     /// asks.
     pub(super) fn pickable(&self, client: ClientId, name: &Name) -> impl Iterator<Item = u16> {
         let offset = fnv1a(client.as_bytes().iter().chain(name.as_str().as_bytes()));
-        let ranged = self.range.into_iter().flat_map(move |range| range.from_offset(offset));
+        let ranged = self.range.into_iter().flat_map(move |range| range.walk_from(offset));
         ranged.filter(|port| !self.excluded.contains(port))
     }
 }
@@ -138,7 +138,7 @@ mod tests {
     fn walks_meet_each_port_once() {
         let range = PortRange::new(65530, 65535).unwrap();
         for offset in [0, 5, 6, u64::MAX] {
-            let mut ports: Vec<u16> = range.from_offset(offset).collect();
+            let mut ports: Vec<u16> = range.walk_from(offset).collect();
             ports.sort_unstable();
             assert_eq!(ports, [65530, 65531, 65532, 65533, 65534, 65535]);
         }
