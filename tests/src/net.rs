@@ -105,6 +105,23 @@ pub fn expect_reset_within(mut stream: &TcpStream, within: Duration) -> Duration
     }
 }
 
+/// Connects, and expects the connection to be reset: a RST may be so fast that connecting itself
+/// reports it. Gives the time it took.
+///
+/// # Panics
+/// When there is no RST in time.
+pub fn expect_visit_reset(addr: SocketAddr, within: Duration) -> Duration {
+    let begun = Instant::now();
+    match try_connect(addr) {
+        Ok(conn) => {
+            expect_reset_within(&conn, within);
+        }
+        Err(why) if why.kind() == ErrorKind::ConnectionReset => {}
+        Err(why) => panic!("a visit and a RST were expected: {why}"),
+    }
+    begun.elapsed()
+}
+
 /// Expects the peer to end the connection, by FIN or RST, and gives the time that took.
 ///
 /// # Panics

@@ -28,6 +28,8 @@ pub enum Path {
     Tunnel(Box<Gateway>, Box<Client>),
     /// `zproxy forward`.
     Forward(Forward),
+    /// Nothing at all, to test the scenes themselves.
+    Direct,
 }
 
 /// What a path holds when nothing runs through it.
@@ -108,6 +110,14 @@ impl Rig {
         Self { path: Path::Forward(forward), local, public }
     }
 
+    /// The public straight at the LocalServer.
+    #[must_use]
+    pub fn direct() -> Self {
+        let local = Listener::start();
+        let public = local.addr;
+        Self { path: Path::Direct, local, public }
+    }
+
     /// The gateway.
     ///
     /// # Panics
@@ -115,7 +125,7 @@ impl Rig {
     pub fn gateway(&mut self) -> &mut Gateway {
         match &mut self.path {
             Path::Tunnel(gateway, _) => gateway,
-            Path::Forward(_) => panic!("zproxy forward has no gateway"),
+            Path::Forward(_) | Path::Direct => panic!("this path has no gateway"),
         }
     }
 
@@ -126,7 +136,7 @@ impl Rig {
     pub fn client(&mut self) -> &mut Client {
         match &mut self.path {
             Path::Tunnel(_, client) => client,
-            Path::Forward(_) => panic!("zproxy forward has no client"),
+            Path::Forward(_) | Path::Direct => panic!("this path has no client"),
         }
     }
 
@@ -143,6 +153,7 @@ impl Rig {
         match &self.path {
             Path::Tunnel(gateway, client) => vec![gateway.pid(), client.pid()],
             Path::Forward(forward) => vec![forward.pid()],
+            Path::Direct => Vec::new(),
         }
     }
 

@@ -44,7 +44,11 @@ struct State {
 }
 
 impl Wire {
-    fn start(listen: SocketAddr, target: SocketAddr) -> std::io::Result<Self> {
+    /// A wire from `listen` to `target`.
+    ///
+    /// # Errors
+    /// When the address is taken.
+    pub fn start(listen: SocketAddr, target: SocketAddr) -> std::io::Result<Self> {
         let listener = TcpListener::bind(listen)?;
         let addr = listener.local_addr()?;
         let shared = Arc::new(Shared {

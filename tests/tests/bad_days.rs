@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 use zproxy_tests::net::{
-    connect, echo_once, expect_fin, expect_reset_within, fill_up, finish, receive_pattern,
-    send_pattern, small_buffers, try_connect,
+    connect, echo_once, expect_fin, expect_reset_within, expect_visit_reset, fill_up, finish,
+    receive_pattern, send_pattern, small_buffers, try_connect,
 };
 use zproxy_tests::programs::{Client, Gateway};
 use zproxy_tests::world::heavy_turn;
@@ -30,7 +30,7 @@ fn expect_unreachable(world: &World, local: &str, within: Duration, reasons: &[&
     let broken = world.client(&gateway).local(local).args(args).start();
     let rest = held(&gateway, &broken);
     for _ in 0..10 {
-        expect_reset_within(&connect(broken.public()), within);
+        expect_visit_reset(broken.public(), within);
         echo_once(&connect(client.public()), 1).expect("an echo of the other service");
     }
     let known = |line: &str| reasons.iter().any(|reason| line.to_lowercase().contains(reason));
@@ -106,7 +106,7 @@ both_backends! {
         drop(place);
         let gateway = world.gateway().start();
         let client = world.client(&gateway).local(&addr.to_string()).start();
-        expect_reset_within(&connect(client.public()), AT_ONCE);
+        expect_visit_reset(client.public(), AT_ONCE);
         let back = TcpListener::bind(addr).expect("the same port");
         let visitor = connect(client.public());
         let (local, _) = back.accept().expect("the visitor");
@@ -126,7 +126,7 @@ both_backends! {
         eventually("the idle proxy_conns are gone", Duration::from_secs(10), || {
             proc::established_at(pid, proxy_port) == 0
         });
-        let took = expect_reset_within(&connect(rig.public), Duration::from_secs(5));
+        let took = expect_visit_reset(rig.public, Duration::from_secs(5));
         assert!(took >= Duration::from_millis(700), "reset after {took:?}, before the timeout");
         rig.gateway().err.wait_for("the reason", Duration::from_secs(5), |line| {
             let line = line.to_lowercase();

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::time::Duration;
 
-use zproxy_tests::net::{connect, echo_once, expect_reset_within};
+use zproxy_tests::net::{connect, echo_once, expect_visit_reset};
 use zproxy_tests::scenes::{self, End};
 use zproxy_tests::{Direction, LocalServer, Rig, both_backends, proc};
 
@@ -58,7 +58,7 @@ both_backends! {
         let to = nobody.local_addr().expect("its address").to_string();
         drop(nobody);
         let forward = world.forward(&to);
-        expect_reset_within(&connect(forward.listen), Duration::from_secs(5));
+        expect_visit_reset(forward.listen, Duration::from_secs(5));
     }
 
     /// Several forwards of a config file, each to its own target.
