@@ -241,6 +241,18 @@ pub(crate) fn option(fd: RawFd, level: libc::c_int, name: libc::c_int) -> io::Re
     Ok(value)
 }
 
+/// Whether a TCP connection is entirely over (state TCP_CLOSE, the first byte of `struct tcp_info`).
+pub(crate) fn is_tcp_closed(fd: RawFd) -> bool {
+    const TCP_CLOSE: u8 = 7;
+    let mut state = 0u8;
+    let mut len: libc::socklen_t = 1;
+    let out = (&raw mut state).cast();
+    let (level, name) = (libc::IPPROTO_TCP, libc::TCP_INFO);
+    // SAFETY: `state` is writable for `len` bytes and the kernel writes no more than that.
+    let status = unsafe { libc::getsockopt(fd, level, name, out, &raw mut len) };
+    status == 0 && state == TCP_CLOSE
+}
+
 /// A socket address in the kernel's form.
 #[derive(Debug)]
 pub(crate) struct Address {

@@ -85,6 +85,11 @@ struct Entity {
     policy: Policy,
     /// The last round found no room: wait for room before the next one.
     full: bool,
+    /// The first fault that an operation met. The kernel tells an error once, to whoever asks first,
+    /// and lets everything later look like an orderly end.
+    fault: Option<Fault>,
+    /// The outbound direction was ended from here.
+    has_shut: bool,
 }
 
 /// An operation in flight.
@@ -245,6 +250,8 @@ impl Uring {
             closing: None,
             policy: Policy::new(self.relay),
             full: false,
+            fault: None,
+            has_shut: false,
         })
     }
 
@@ -402,7 +409,7 @@ impl Uring {
         let token = entry.token;
         match &mut entry.work {
             Work::Accept { listener } => self.on_accept(*listener, token, key, result, pending),
-            Work::Connect { .. } if result < 0 => failed(result),
+            Work::Connect { sock, .. } if result < 0 => self.failed_on(*sock, result),
             Work::Connect { .. } => Step::Finish(Outcome::Connected),
             Work::Recv { sock, buf, max } => self.on_recv(*sock, buf, *max, key, result),
             Work::Send { sock, buf, sent } => self.on_send(*sock, buf, sent, key, result),
@@ -465,7 +472,7 @@ impl Uring {
         if again && !self.is_closing(sock) {
             return self.recv_step(sock, buf, max, key);
         }
-        failed(if again { -libc::ECANCELED } else { result })
+        self.failed_on(sock, if again { -libc::ECANCELED } else { result })
     }
 
     fn on_send(
@@ -477,7 +484,7 @@ impl Uring {
         result: i32,
     ) -> Step {
         if result < 0 && !is_interrupted(result) && -result != libc::EAGAIN {
-            return failed(result);
+            return self.failed_on(sock, result);
         }
         *sent += usize::try_from(result).unwrap_or(0);
         if *sent == buf.len() {
@@ -501,10 +508,12 @@ impl Uring {
         if mask & i32::from(libc::POLLERR | libc::POLLHUP | libc::POLLNVAL) != 0 && seen.is_none() {
             let errno = sys::option(self.fd(sock).0, libc::SOL_SOCKET, libc::SO_ERROR);
             let fault = match errno.unwrap_or(0) {
-                0 if mask & i32::from(libc::POLLERR) == 0 => None,
-                0 => Some(Fault::Reset),
+                0 => self.entity(sock).fault.or_else(|| self.hidden_reset(sock)),
                 errno => Some(Fault::from_errno(errno)),
             };
+            if let Some(fault) = fault {
+                self.note_fault(sock, fault);
+            }
             *seen = Some(Outcome::Hangup(fault));
             if pending > 0 {
                 self.cancel(key, Part::Main);
@@ -519,6 +528,14 @@ impl Uring {
             None if result >= 0 || is_interrupted(result) => self.watch_step(sock, key),
             None => failed(result),
         }
+    }
+
+    /// A connection that is over although this side has not ended its direction was reset, whoever
+    /// else was told the error.
+    fn hidden_reset(&mut self, sock: Sock) -> Option<Fault> {
+        let entity = self.entity(sock);
+        let is_over = !entity.has_shut && sys::is_tcp_closed(entity.fd.as_raw_fd());
+        is_over.then_some(Fault::Reset)
     }
 
     fn cancel(&mut self, key: usize, part: Part) {
@@ -608,7 +625,8 @@ impl Driver for Uring {
     }
 
     fn shutdown_write(&mut self, sock: Sock) {
-        if let Some(entity) = self.socks.get(sock) {
+        if let Some(entity) = self.socks.get_mut(sock) {
+            entity.has_shut = true;
             // The ring's SHUTDOWN always goes through a worker; the system call is quicker.
             let _ = sys::shutdown_write(entity.fd.as_raw_fd());
         }

@@ -99,16 +99,14 @@ fn link(entry: squeue::Entry) -> squeue::Entry {
     entry.flags(squeue::Flags::IO_LINK)
 }
 
-/// What a non-waiting take said, as knowledge about the source.
-fn source_now(result: i32) -> SourceNow {
-    match result {
-        0 => SourceNow::Eof,
-        taken if taken > 0 => SourceNow::Open,
-        // A socket with nothing in it, or a chain that was broken before its refill.
-        refused if is_interrupted(refused) => SourceNow::Open,
-        refused if matches!(-refused, libc::EAGAIN | libc::ECANCELED) => SourceNow::Open,
-        refused => SourceNow::Failed(Fault::from_errno(-refused)),
-    }
+/// The fault that a non-waiting take met. An empty socket or a chain that was broken before its
+/// refill is none. Nor is 0: behind urgent data a splice says that the stream has ended while bytes
+/// are left, so the end is believed only of a receive.
+fn fault_of_take(result: i32) -> Option<Fault> {
+    let is_fault = result < 0
+        && !is_interrupted(result)
+        && !matches!(-result, libc::EAGAIN | libc::ECANCELED);
+    is_fault.then(|| Fault::from_errno(-result))
 }
 
 impl Uring {
@@ -135,7 +133,9 @@ impl Uring {
         let stage = std::mem::replace(&mut fill.stage, FillStage::Poll);
         match stage {
             FillStage::Receive => self.on_received(fill, key, result, flags),
-            FillStage::Poll if result < 0 && !is_interrupted(result) => failed(result),
+            FillStage::Poll if result < 0 && !is_interrupted(result) => {
+                self.failed_on(fill.from, result)
+            }
             FillStage::Poll => self.take_polled(fill, key),
             FillStage::Splice(mut pipe) => {
                 let taken = usize::try_from(result).unwrap_or(0);
@@ -144,12 +144,11 @@ impl Uring {
                     self.entity(fill.from).policy.note_spliced(taken);
                     return Step::Finish(Outcome::Filled(Lease::new(Store::Pipe(pipe))));
                 }
-                match source_now(result) {
-                    SourceNow::Eof => Step::Finish(Outcome::Eof),
-                    SourceNow::Failed(fault) => Step::Finish(Outcome::Failed(fault)),
-                    // The pipe was empty, so the socket gave nothing: a false alarm, or urgent
-                    // data, at which a splice stops and a receive does not.
-                    SourceNow::Open => self.copy_now(fill, key),
+                match fault_of_take(result) {
+                    Some(_) => self.failed_on(fill.from, result),
+                    // The pipe was empty, so the socket gave nothing: a false alarm, the end, or
+                    // urgent data, at which a splice stops and a receive does not.
+                    None => self.copy_now(fill, key),
                 }
             }
         }
@@ -164,14 +163,41 @@ impl Uring {
                 self.entity(fill.from).policy.note_copied(count, BUF_SIZE);
                 Step::Finish(Outcome::Filled(Lease::new(Store::Ring(buf))))
             }
-            (0, _) => Step::Finish(Outcome::Eof),
+            (0, _) => self.ended(fill.from),
             _ if -result == libc::ENOBUFS => {
                 self.again(fill, |driver, fill| driver.poll_fill(fill, key))
             }
             _ if is_interrupted(result) || -result == libc::EAGAIN => {
                 self.again(fill, |driver, fill| driver.first_fill(fill, key))
             }
-            _ => failed(result),
+            _ => self.failed_on(fill.from, result),
+        }
+    }
+
+    /// A receive said that the stream has ended. A reset says so too when somebody else, a send or
+    /// a watch, was told of it first: the kernel tells an error once.
+    fn ended(&mut self, sock: Sock) -> Step {
+        let mut fault = self.entity(sock).fault;
+        if fault.is_none() && self.entity(sock).outbound.is_some() {
+            // What is in flight may have been told; its completion is still on the way.
+            fault = self.hidden_reset(sock);
+        }
+        Step::Finish(fault.map_or(Outcome::Eof, Outcome::Failed))
+    }
+
+    /// An operation failed on a socket, which later operations on it have to know.
+    pub(super) fn failed_on(&mut self, sock: Sock, result: i32) -> Step {
+        let fault = Fault::from_errno(-result);
+        self.note_fault(sock, fault);
+        Step::Finish(Outcome::Failed(fault))
+    }
+
+    pub(super) fn note_fault(&mut self, sock: Sock, fault: Fault) {
+        if fault != Fault::Cancelled
+            && !fault.is_shortage()
+            && let Some(entity) = self.socks.get_mut(sock)
+        {
+            entity.fault.get_or_insert(fault);
         }
     }
 
@@ -199,7 +225,7 @@ impl Uring {
     fn copy_now(&mut self, fill: &mut Fill, key: usize) -> Step {
         let mut buf = self.bufs.lease();
         match sys::recv(self.fd(fill.from).0, buf.space(), libc::MSG_DONTWAIT) {
-            Ok(0) => Step::Finish(Outcome::Eof),
+            Ok(0) => self.ended(fill.from),
             Ok(count) => {
                 buf.note_in(count);
                 Step::Finish(Outcome::Filled(Lease::new(Store::Buf(buf))))
@@ -207,7 +233,7 @@ impl Uring {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {
                 self.again(fill, |driver, fill| driver.poll_fill(fill, key))
             }
-            Err(error) => Step::Finish(Outcome::Failed(Fault::from_io(&error))),
+            Err(error) => self.failed_on(fill.from, -error.raw_os_error().unwrap_or(libc::EIO)),
         }
     }
 
@@ -303,7 +329,9 @@ impl Uring {
             self.entity(drain.to).full = true;
             return if closing { failed(-libc::ECANCELED) } else { self.put_copied(drain, key) };
         }
-        let Ok(put @ 1..) = usize::try_from(result) else { return failed(result) };
+        let Ok(put @ 1..) = usize::try_from(result) else {
+            return self.failed_on(drain.to, result);
+        };
         match &mut drain.lease().store {
             Store::Buf(buf) => buf.note_out(put),
             Store::Ring(buf) => buf.note_out(put),
@@ -337,18 +365,19 @@ impl Uring {
             pipe.note_in(taken);
             drain.lease = Some(Lease::new(Store::Pipe(pipe)));
         }
-        self.drained(drain, put, taken, source_now(result))
+        let source = self.source_after(drain, result);
+        self.drained(drain, put, taken, source)
     }
 
     fn on_chain(&mut self, drain: &mut Drain, key: usize, put: i32, taken: Option<i32>) -> Step {
         let refilled = taken.map_or(0, |taken| self.note_taken(drain, taken));
-        let source = taken.map_or(SourceNow::Open, source_now);
+        let source = taken.map_or(SourceNow::Open, |taken| self.source_after(drain, taken));
         let Store::Pipe(pipe) = &mut drain.lease().store else { unreachable!("a pipe") };
         pipe.note_in(refilled);
         let Ok(count @ 1..) = usize::try_from(put) else {
             assert_eq!(refilled, 0, "a drain that failed breaks its chain");
             if -put != libc::EAGAIN && !is_interrupted(put) {
-                return failed(put);
+                return self.failed_on(drain.to, put);
             }
             self.entity(drain.to).full = true;
             let closing = drain.refill.is_some_and(|from| self.is_closing(from));
@@ -366,6 +395,15 @@ impl Uring {
             drain.lease = None;
         }
         self.drained(drain, count, refilled, source)
+    }
+
+    /// What a refill said about the source.
+    fn source_after(&mut self, drain: &Drain, result: i32) -> SourceNow {
+        let Some(fault) = fault_of_take(result) else { return SourceNow::Open };
+        if let Some(from) = drain.refill {
+            self.note_fault(from, fault);
+        }
+        SourceNow::Failed(fault)
     }
 
     /// Tells the source's policy what a splice took.
