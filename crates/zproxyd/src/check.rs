@@ -4,13 +4,14 @@
 use std::io::{self, ErrorKind, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::process::ExitCode;
 
-use zproxy_io::probe::{self, Feature, Limits, Need, RING_KERNEL_MIN, RingRefusal};
+use zproxy_io::probe::{self, Feature, Limits, RING_KERNEL_MIN, RingRefusal};
 use zproxy_io::{Epoll, ListenOptions, Open, Uring, UringConfig, sock};
 use zproxy_ops::report::{Report, Verdict};
 use zproxy_ops::token::{self, TokenSource};
 use zproxy_ops::values::Backend;
-use zproxy_ops::{Exit, cores, state};
+use zproxy_ops::{cores, state};
 
 use crate::config::Settings;
 
@@ -23,13 +24,13 @@ const LOCAL_PORTS_WANTED: u32 = 16_384;
 /// Fewer pipes of full size than this serve fewer flows at full speed.
 const FULL_PIPES_WANTED: u64 = 64;
 
-/// Prints the report on stdout, whatever it says; the exit is 0 when nothing fails, else 1.
+/// Prints the report on stdout, whatever it says; 0 when nothing fails, else 1.
 #[must_use]
-pub fn run(settings: &Settings) -> Exit {
+pub fn run(settings: &Settings) -> ExitCode {
     let report = report(settings);
     // Nobody is left to tell when stdout is gone.
     let _ = writeln!(io::stdout(), "{report}");
-    Exit { code: report.code(), message: String::new() }
+    report.code().into()
 }
 
 /// The report itself.
@@ -123,14 +124,13 @@ fn add_ring_features(report: &mut Report) {
 }
 
 fn add_feature(report: &mut Report, feature: &Feature) {
-    let Feature { name, since, need, without, method, found } = feature;
+    let Feature { name, since, without, method, found, .. } = feature;
     let value = format!("{} ({method})", if *found { "yes" } else { "no" });
-    match (found, need) {
-        (true, _) => report.add(*name, value, Verdict::Ok, format!("since Linux {since}")),
+    if *found {
+        report.add(*name, value, Verdict::Ok, format!("since Linux {since}"));
+    } else {
         // Not a failure: epoll serves, or the ring does with less.
-        (false, Need::Required | Need::Better) => {
-            report.add(*name, value, Verdict::Warn, format!("{without}; Linux {since} has it"));
-        }
+        report.add(*name, value, Verdict::Warn, format!("{without}; Linux {since} has it"));
     }
 }
 
