@@ -1,7 +1,6 @@
-//! Connecting to a local service: its addresses one after the other, within one time limit.
+//! Connecting to a service: its addresses one after the other. The time limit is the owner's.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use zproxy_io::{Driver, Ending, Fault, Op, Sock, Token};
 
@@ -9,8 +8,6 @@ use zproxy_io::{Driver, Ending, Fault, Op, Sock, Token};
 #[derive(Debug)]
 pub(crate) struct Dial {
     rest: std::vec::IntoIter<SocketAddr>,
-    /// When to give up.
-    pub(crate) deadline: Duration,
     /// The socket that is being connected.
     pub(crate) sock: Sock,
 }
@@ -41,12 +38,11 @@ impl Dial {
     pub(crate) fn start<D: Driver>(
         driver: &mut D,
         addresses: Vec<SocketAddr>,
-        deadline: Duration,
         connect: Token,
     ) -> Result<Self, DialFault> {
         let mut rest = addresses.into_iter();
         let sock = attempt(driver, &mut rest, connect, DialFault::Unresolved)?;
-        Ok(Self { rest, deadline, sock })
+        Ok(Self { rest, sock })
     }
 
     /// The present attempt has failed: closes its socket and dials the next address.

@@ -17,7 +17,7 @@ const FRESH: Duration = Duration::from_secs(10);
 const FAILED_FRESH: Duration = Duration::from_secs(1);
 
 /// One local service.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Target {
     at: HostPort,
     addresses: Vec<SocketAddr>,
