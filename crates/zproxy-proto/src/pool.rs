@@ -229,7 +229,7 @@ impl<C: Copy + Eq + Hash, W: Copy + Eq + Hash> Pool<C, W> {
         while let Some((conn, ())) = self.idle.pop_oldest() {
             all.surplus.push(conn);
         }
-        *self = Self::default();
+        *self = Self::default().with_bind_deadline(self.bind_deadline);
         all
     }
 
