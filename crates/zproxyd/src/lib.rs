@@ -1,16 +1,52 @@
-//! The program.
+//! The gateway daemon. `main` is the whole program; the binary only calls it.
+//!
+//! Floors inside: [`cli`] and [`config`] understand what the operator wants, `serve` starts the
+//! threads, `control` is the control core, `worker` a data core, `mailbox` what they tell each other.
+
 #![forbid(unsafe_code)]
 
 pub mod check;
 pub mod cli;
 pub mod config;
+mod control;
+mod listeners;
 mod mailbox;
+mod random;
+mod serve;
 mod worker;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use zproxy_io::{Epoll, Uring};
+use zproxy_ops::boot::{self, Chosen};
+use zproxy_ops::{Code, Exit, logs};
+
+use cli::Command;
+use config::Settings;
+
+const PROGRAM: &str = "zproxyd";
+
 /// Runs the program with the given arguments (the first is the program name).
-pub fn main(_args: Vec<OsString>) -> ExitCode {
-    ExitCode::FAILURE
+#[must_use]
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let result = match cli::parse(args) {
+        Ok(Command::Serve(settings)) => run(&settings),
+        Ok(Command::Check(settings)) => return check::run(&settings),
+        Err(exit) => Err(exit),
+    };
+    match result {
+        Ok(()) => Code::Fine.into(),
+        Err(exit) => exit.print(PROGRAM),
+    }
+}
+
+fn run(settings: &Settings) -> Result<(), Exit> {
+    // Dropped last, so that the last lines are written.
+    let _guard = logs::start(&settings.log, PROGRAM)?;
+    boot::prepare_process();
+    match boot::choose(settings.data.backend, settings.data.relay)? {
+        Chosen::Uring => serve::serve::<Uring>(settings),
+        Chosen::Epoll => serve::serve::<Epoll>(settings),
+    }
 }

@@ -44,8 +44,8 @@ fn refuse(at: SocketAddr, what: &str, error: &io::Error) -> Exit {
     Exit::failed(format!("cannot listen on {at} ({what}): {error}; {hint}"))
 }
 
-/// Opens the listeners of a public port, one per data core. `is_ours` says that this gateway
-/// listens on the port already, for the same client.
+/// Opens the listeners of a public port, one per data core; port 0 lets the kernel pick. `is_ours`
+/// says that listeners of this gateway, about to be closed, may be there still.
 ///
 /// # Errors
 /// As `bind(2)`: above all [`io::ErrorKind::AddrInUse`].

@@ -1,6 +1,7 @@
 //! What the control core and the data cores tell each other. Bytes of flows never do this.
 
 use zproxy_io::Driver;
+use zproxy_ops::signals::Stop;
 use zproxy_proto::id::{ProxyId, TunnelId};
 use zproxy_proto::wire::Frame;
 
@@ -48,4 +49,6 @@ pub(crate) enum Report {
     Left { core: u16, publics: usize },
     /// The data core has ended; without an error when it was told to.
     Ended { core: u16, error: Option<String> },
+    /// The operator asks the gateway to stop.
+    Asked(Stop),
 }

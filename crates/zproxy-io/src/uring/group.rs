@@ -77,7 +77,10 @@ impl Group {
     fn give(&self, id: u16) {
         let tail = self.tail.get();
         // SAFETY: the index is masked to the number of entries.
-        let entry = unsafe { self.entries.add(usize::from(tail & (BUFS - 1))).as_mut() };
+        let mut place = unsafe { self.entries.add(usize::from(tail & (BUFS - 1))) };
+        // SAFETY: the entry is initialised (zeroed), and the kernel does not read it before the tail
+        // has moved past it; no other reference to it exists.
+        let entry = unsafe { place.as_mut() };
         entry.set_addr(self.buffer(id) as u64);
         entry.set_len(BUF_SIZE as u32);
         entry.set_bid(id);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, squeue, types};
 
+use crate::probe::RingRefusal;
 use crate::{DriverLost, sys};
 
 /// Submission entries. More operations than this in one turn are submitted in several calls.
@@ -20,7 +21,7 @@ const WORKERS_MAX: u32 = 2;
 #[derive(Debug)]
 pub enum RingError {
     /// `io_uring_setup(2)` failed.
-    Setup(io::Error),
+    Setup(RingRefusal),
     /// The worker threads could not be limited (`IORING_REGISTER_IOWQ_MAX_WORKERS`, Linux 5.15).
     Workers(io::Error),
     /// The group of provided buffers could not be registered (`IORING_REGISTER_PBUF_RING`,
@@ -35,16 +36,7 @@ pub enum RingError {
 impl std::fmt::Display for RingError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Setup(error) => match error.raw_os_error() {
-                Some(libc::ENOSYS) => {
-                    f.write_str("this kernel has no io_uring; use Linux 6.1 or later")
-                }
-                Some(libc::EPERM | libc::EACCES) => f.write_str(
-                    "io_uring is forbidden here; set kernel.io_uring_disabled=0 or allow \
-                     io_uring_setup in the seccomp profile of the container",
-                ),
-                _ => write!(f, "io_uring_setup failed: {error}"),
-            },
+            Self::Setup(refusal) => refusal.fmt(f),
             Self::Workers(error) => {
                 write!(f, "the ring's workers cannot be limited ({error}); use Linux 5.15 or later")
             }
@@ -53,7 +45,7 @@ impl std::fmt::Display for RingError {
             }
             Self::Doorbell(error) => write!(f, "eventfd failed: {error}"),
             Self::Opcode(name) => {
-                write!(f, "this kernel's io_uring lacks {name}; use Linux 6.1 or later")
+                write!(f, "this kernel's io_uring lacks {name}; use Linux 5.19 or later")
             }
         }
     }
@@ -80,7 +72,8 @@ impl std::fmt::Debug for Ring {
 
 impl Ring {
     pub(super) fn new(cpu: Option<usize>) -> Result<Self, RingError> {
-        let (ring, flags) = build().map_err(RingError::Setup)?;
+        let (ring, flags) =
+            build().map_err(|error| RingError::Setup(RingRefusal::from_setup(error)))?;
         check_opcodes(&ring)?;
         let submitter = ring.submitter();
         let mut workers = [WORKERS_MAX, WORKERS_MAX];
@@ -209,7 +202,9 @@ fn build() -> io::Result<(IoUring, &'static str)> {
 fn check_opcodes(ring: &IoUring) -> Result<(), RingError> {
     use io_uring::opcode;
     let mut probe = io_uring::Probe::new();
-    ring.submitter().register_probe(&mut probe).map_err(RingError::Setup)?;
+    ring.submitter()
+        .register_probe(&mut probe)
+        .map_err(|error| RingError::Setup(RingRefusal::from_setup(error)))?;
     let needed = [
         ("IORING_OP_ACCEPT", opcode::Accept::CODE),
         ("IORING_OP_CONNECT", opcode::Connect::CODE),

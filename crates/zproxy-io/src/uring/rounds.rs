@@ -103,9 +103,8 @@ fn link(entry: squeue::Entry) -> squeue::Entry {
 /// refill is none. Nor is 0: behind urgent data a splice says that the stream has ended while bytes
 /// are left, so the end is believed only of a receive.
 fn fault_of_take(result: i32) -> Option<Fault> {
-    let is_fault = result < 0
-        && !is_interrupted(result)
-        && !matches!(-result, libc::EAGAIN | libc::ECANCELED);
+    let is_fault =
+        result < 0 && !is_interrupted(result) && !matches!(-result, libc::EAGAIN | libc::ECANCELED);
     is_fault.then(|| Fault::from_errno(-result))
 }
 

@@ -34,6 +34,7 @@ pub struct Registry {
     deadlines: BTreeSet<(Duration, ClientId)>,
     last_epoch: u64,
     last_tunnel: u32,
+    grace: Duration,
 }
 
 /// The gateway's record of one client: a Control.
@@ -209,7 +210,15 @@ impl Registry {
             deadlines: BTreeSet::new(),
             last_epoch: 0,
             last_tunnel: 0,
+            grace: SESSION_GRACE,
         }
+    }
+
+    /// The same registry, in which a session without a ctl_conn goes on for so long instead of
+    /// [`SESSION_GRACE`].
+    #[must_use]
+    pub fn with_grace(self, grace: Duration) -> Self {
+        Self { grace, ..self }
     }
 
     /// Clients with a session, live or in grace.
@@ -335,7 +344,7 @@ impl Registry {
         let client_id = self.ctls.remove(&ctl_id)?;
         let client = self.clients.get_mut(&client_id)?;
         assert_eq!(client.link, Link::Live(ctl_id), "ctls and clients agree");
-        let until = now + SESSION_GRACE;
+        let until = now + self.grace;
         client.link = Link::Grace { until };
         self.deadlines.insert((until, client_id));
         Some(client_id)
@@ -455,6 +464,10 @@ impl Registry {
             Some(range) if !range.contains(port) => {
                 format!("port {port} is not allowed; this gateway gives ports {range}")
             }
+            _ if port < self.policy.lowest => {
+                let lowest = self.policy.lowest;
+                format!("port {port} is not allowed; this gateway gives ports from {lowest} up")
+            }
             _ => format!("port {port} is not allowed; this gateway needs it itself"),
         };
         TunnelRefusal { code: TunnelRefusedCode::PortNotAllowed, reason: reason.into() }
@@ -493,6 +506,12 @@ impl Registry {
             Some(_) => {}
         }
         Ok(candidates)
+    }
+
+    /// Whether the port is kept for the client of this binding: an earlier run of it had the port.
+    #[must_use]
+    pub fn is_reserved_for(&self, binding: &Binding, port: u16) -> bool {
+        matches!(self.ports.get(&port), Some(Holder::Reservation(id, _)) if *id == binding.client_id)
     }
 
     /// A candidate could be bound; `port` is the actual one. The tunnel is open now.

@@ -88,6 +88,8 @@ pub struct PortPolicy {
     pub range: Option<PortRange>,
     /// Never these: the gateway's own.
     pub excluded: Vec<u16>,
+    /// Never one below this.
+    pub lowest: u16,
 }
 
 impl PortPolicy {
@@ -95,6 +97,7 @@ impl PortPolicy {
     #[must_use]
     pub fn allows(&self, port: u16) -> bool {
         port != 0
+            && port >= self.lowest
             && !self.excluded.contains(&port)
             && self.range.is_none_or(|range| range.contains(port))
     }

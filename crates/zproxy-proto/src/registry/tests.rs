@@ -18,7 +18,7 @@ fn name(text: &str) -> Name {
 
 fn registry(range: Option<&str>) -> Registry {
     let range = range.map(|range| range.parse().unwrap());
-    Registry::new(PortPolicy { range, excluded: vec![8090, 8091] })
+    Registry::new(PortPolicy { range, excluded: vec![8090, 8091], lowest: 1 })
 }
 
 fn login(registry: &mut Registry, client: u8, ctl_id: u8, resume: Option<u8>) -> LoggedIn {

@@ -310,8 +310,12 @@ impl<D: Driver> Worker<D> {
         let of_session = |tunnel: &Tunnel| {
             self.listeners.get(tunnel.listener).is_some_and(|listener| listener.session == session)
         };
-        let tunnels: Vec<TunnelId> =
-            self.tunnels.iter().filter(|(_, tunnel)| of_session(tunnel)).map(|(id, _)| *id).collect();
+        let tunnels: Vec<TunnelId> = self
+            .tunnels
+            .iter()
+            .filter(|(_, tunnel)| of_session(tunnel))
+            .map(|(id, _)| *id)
+            .collect();
         for tunnel in tunnels {
             self.close_tunnel(tunnel);
         }
@@ -468,7 +472,8 @@ impl<D: Driver> Worker<D> {
 
     /// Closes a socket that has no place.
     fn close_stray(&mut self, sock: Sock) {
-        self.driver.submit(Token(u64::from(CLOSE_STRAY) << 56), Op::Close { sock, how: Ending::Reset });
+        self.driver
+            .submit(Token(u64::from(CLOSE_STRAY) << 56), Op::Close { sock, how: Ending::Reset });
     }
 
     fn on_accept(&mut self, key: Key, outcome: Outcome) {

@@ -10,8 +10,8 @@ use zproxy_proto::proxy_conn::Input;
 use zproxy_relay::{Direction, End, Flow, Heard, Key, Keys, Name, kind};
 
 use super::{
-    ACCEPT, Accepting, Bound, By, CLOSE_LISTENER, CLOSE_PUBLIC, Course, Life, Listener,
-    LOOK_INTERVAL, Public, PublicState, Tunnel, Worker,
+    ACCEPT, Accepting, Bound, By, CLOSE_LISTENER, CLOSE_PUBLIC, Course, LOOK_INTERVAL, Life,
+    Listener, Public, PublicState, Tunnel, Worker,
 };
 use crate::mailbox::SessionNo;
 

@@ -1,0 +1,626 @@
+//! The control core: a thread that owns every ctl_conn, both listeners of the gateway, and
+//! registration. It authenticates whatever dials in and hands proxy_conns to the data core that they
+//! name; data cores never see an unauthenticated peer.
+//!
+//! `mod` is the loop, the doors and the connections behind them; `sessions` is what an
+//! authenticated client may do.
+
+mod sessions;
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tracing::{debug, error, info, warn};
+use zproxy_io::{Done, Driver, DriverLost, Ending, Op, Outcome, Sock, Token as OpToken};
+use zproxy_ops::signals::Stop;
+use zproxy_proto::auth::{self, Nonce, Token};
+use zproxy_proto::control::{End, GatewayConfig, GatewayEvent, GatewaySession, Heartbeat};
+use zproxy_proto::id::{CtlId, ServerId};
+use zproxy_proto::limits::{HANDSHAKE_DEADLINE, PROXY_OPENING_SIZE, UNAUTHENTICATED_MAX};
+use zproxy_proto::registry::Registry;
+use zproxy_proto::wire::{self, Frame, GoAway, OpenProxy};
+use zproxy_relay::{Key, Mailbox, Name, Sender, Slots};
+
+use crate::mailbox::{Report, SessionNo, Tell};
+use crate::random;
+use sessions::Session;
+
+const ACCEPT: u8 = 0;
+const RECV: u8 = 1;
+const SEND: u8 = 2;
+const CLOSE: u8 = 3;
+const CLOSE_DOOR: u8 = 4;
+const CLOSE_STRAY: u8 = 5;
+
+/// Out of descriptors: accept again after so long.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The most that is taken from a ctl_conn at once.
+const RECV_MAX: usize = 16 << 10;
+/// While draining, progress is logged so often at most.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the control core is made with.
+pub(crate) struct Parts<D: Driver> {
+    pub(crate) driver: D,
+    pub(crate) mailbox: Mailbox<Report>,
+    pub(crate) workers: Vec<Sender<Tell<D>>>,
+    pub(crate) ctl_listener: D::Handle,
+    pub(crate) proxy_listener: D::Handle,
+    pub(crate) proxy_port: u16,
+    pub(crate) public_bind: std::net::IpAddr,
+    pub(crate) registry: Registry,
+    pub(crate) token: Token,
+    pub(crate) server_id: ServerId,
+    pub(crate) heartbeat: Heartbeat,
+    pub(crate) drain_timeout: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum DoorKind {
+    Ctl,
+    Proxy,
+}
+
+/// One of the gateway's own listeners.
+struct Door {
+    sock: Sock,
+    kind: DoorKind,
+    /// Out of descriptors until then.
+    paused_until: Option<Duration>,
+    /// Whether the pause has been logged and its end has not.
+    is_short: bool,
+}
+
+/// A connection behind a door.
+struct Peer {
+    sock: Sock,
+    addr: Option<SocketAddr>,
+    kind: PeerKind,
+    is_sending: bool,
+    is_closing: bool,
+    /// The earliest alarm in the heap for this peer.
+    alarm: Option<Duration>,
+}
+
+enum PeerKind {
+    /// A ctl_conn, in whichever phase.
+    Ctl { machine: Box<GatewaySession>, session: Option<SessionNo>, said_goodbye: bool },
+    /// A proxy_conn that has not attached yet.
+    Proxy { head: Vec<u8>, deadline: Duration },
+}
+
+/// What was counted at the doors.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    /// Connections closed because too many were unauthenticated.
+    crowded_out: u64,
+    /// Peers closed for garbage, silence or a bad proof.
+    turned_away: u64,
+}
+
+enum Course {
+    Serving,
+    Draining { until: Duration, left: Vec<usize>, logged_at: Duration },
+    Stopped,
+}
+
+/// The control core.
+pub(crate) struct Control<D: Driver> {
+    driver: D,
+    mailbox: Mailbox<Report>,
+    workers: Vec<Sender<Tell<D>>>,
+    /// Messages of this turn, per data core.
+    outboxes: Vec<Vec<Tell<D>>>,
+    doors: Slots<Door>,
+    peers: Slots<Peer>,
+    unauthenticated: usize,
+    registry: Registry,
+    sessions: HashMap<SessionNo, Session>,
+    by_ctl_id: HashMap<CtlId, SessionNo>,
+    alarms: BinaryHeap<Reverse<(Duration, Key)>>,
+    token: Token,
+    server_id: ServerId,
+    heartbeat: Heartbeat,
+    proxy_port: u16,
+    public_bind: std::net::IpAddr,
+    drain_timeout: Duration,
+    counts: Counts,
+    counts_logged_at: Duration,
+    course: Course,
+    failure: Option<String>,
+}
+
+impl<D: Driver> Control<D> {
+    pub(crate) fn new(parts: Parts<D>) -> Self {
+        let mut control = Self {
+            outboxes: parts.workers.iter().map(|_| Vec::new()).collect(),
+            driver: parts.driver,
+            mailbox: parts.mailbox,
+            workers: parts.workers,
+            doors: Slots::default(),
+            peers: Slots::default(),
+            unauthenticated: 0,
+            registry: parts.registry,
+            sessions: HashMap::new(),
+            by_ctl_id: HashMap::new(),
+            alarms: BinaryHeap::new(),
+            token: parts.token,
+            server_id: parts.server_id,
+            heartbeat: parts.heartbeat,
+            proxy_port: parts.proxy_port,
+            public_bind: parts.public_bind,
+            drain_timeout: parts.drain_timeout,
+            counts: Counts::default(),
+            counts_logged_at: Duration::ZERO,
+            course: Course::Serving,
+            failure: None,
+        };
+        control.open_door(DoorKind::Ctl, parts.ctl_listener);
+        control.open_door(DoorKind::Proxy, parts.proxy_listener);
+        control
+    }
+
+    fn open_door(&mut self, kind: DoorKind, listener: D::Handle) {
+        let sock = self.driver.adopt(listener);
+        let key = self.doors.insert(Door { sock, kind, paused_until: None, is_short: false });
+        self.driver.submit(Name { kind: ACCEPT, key }.token(), Op::Accept { listener: sock });
+    }
+
+    /// Runs until every data core has ended. The error says what made the gateway fail.
+    pub(crate) fn run(mut self) -> Result<(), String> {
+        let lost = self.turns().err();
+        for worker in &self.workers {
+            worker.send(Tell::Stop);
+        }
+        match lost.map(|lost| lost.to_string()).or(self.failure) {
+            Some(why) => Err(why),
+            None => Ok(()),
+        }
+    }
+
+    fn turns(&mut self) -> Result<(), DriverLost> {
+        let mut done = Vec::new();
+        let mut reports = Vec::new();
+        while !matches!(self.course, Course::Stopped) {
+            let until = self.next_timer();
+            self.driver.wait(until, &mut done)?;
+            for done in done.drain(..) {
+                self.on_done(done, &mut reports);
+            }
+            self.on_time(self.driver.now());
+            for (worker, outbox) in self.workers.iter().zip(&mut self.outboxes) {
+                worker.send_all(outbox);
+            }
+        }
+        Ok(())
+    }
+
+    fn on_done(&mut self, done: Done, reports: &mut Vec<Report>) {
+        if done.token == OpToken::DOORBELL {
+            self.mailbox.take(reports);
+            for report in reports.drain(..) {
+                self.on_report(report);
+            }
+            return;
+        }
+        let name = Name::of(done.token);
+        match name.kind {
+            ACCEPT => self.on_accept(name.key, done.outcome),
+            RECV => self.on_received(name.key, done.outcome),
+            SEND => self.on_sent(name.key, &done.outcome),
+            CLOSE => drop(self.peers.remove(name.key)),
+            CLOSE_DOOR => drop(self.doors.remove(name.key)),
+            _ => {}
+        }
+    }
+
+    fn tell(&mut self, core: u16, letter: Tell<D>) {
+        if let Some(outbox) = self.outboxes.get_mut(usize::from(core)) {
+            outbox.push(letter);
+        }
+    }
+
+    fn tell_all(&mut self, letter: impl Fn() -> Tell<D>) {
+        for outbox in &mut self.outboxes {
+            outbox.push(letter());
+        }
+    }
+
+    fn on_accept(&mut self, key: Key, outcome: Outcome) {
+        let Some(door) = self.doors.get_mut(key) else {
+            if let Outcome::Accepted { sock, .. } = outcome {
+                self.close_stray(sock);
+            }
+            return;
+        };
+        match outcome {
+            Outcome::Accepted { sock, peer } => {
+                if std::mem::take(&mut door.is_short) {
+                    info!("accepting again on the {:?} port", door.kind);
+                }
+                let kind = door.kind;
+                self.on_peer(kind, sock, peer);
+            }
+            Outcome::Failed(zproxy_io::Fault::Cancelled) => {}
+            Outcome::Failed(fault) => {
+                if !std::mem::replace(&mut door.is_short, true) {
+                    warn!("accepting paused on the {:?} port: {fault}", door.kind);
+                }
+                door.paused_until = Some(self.driver.now() + ACCEPT_PAUSE);
+            }
+            other => unreachable!("not the result of an accept: {other:?}"),
+        }
+    }
+
+    fn close_stray(&mut self, sock: Sock) {
+        let token = OpToken(u64::from(CLOSE_STRAY) << 56);
+        self.driver.submit(token, Op::Close { sock, how: Ending::Reset });
+    }
+
+    fn on_peer(&mut self, kind: DoorKind, sock: Sock, addr: Option<SocketAddr>) {
+        if self.unauthenticated >= UNAUTHENTICATED_MAX {
+            self.counts.crowded_out += 1;
+            self.close_stray(sock);
+            return;
+        }
+        self.unauthenticated += 1;
+        let now = self.driver.now();
+        let kind = match kind {
+            DoorKind::Ctl => {
+                let config = GatewayConfig {
+                    token: self.token.clone(),
+                    server_id: self.server_id,
+                    nonce: Nonce(random::bytes()),
+                    data_cores: u16::try_from(self.workers.len()).unwrap_or(u16::MAX),
+                    heartbeat: self.heartbeat,
+                };
+                let machine = Box::new(GatewaySession::new(config, now));
+                PeerKind::Ctl { machine, session: None, said_goodbye: false }
+            }
+            DoorKind::Proxy => {
+                PeerKind::Proxy { head: Vec::new(), deadline: now + HANDSHAKE_DEADLINE }
+            }
+        };
+        let (is_sending, is_closing, alarm) = (false, false, None);
+        let key = self.peers.insert(Peer { sock, addr, kind, is_sending, is_closing, alarm });
+        self.receive(key, Vec::new());
+        self.set_alarm(key);
+    }
+
+    fn receive(&mut self, key: Key, buf: Vec<u8>) {
+        let Some(peer) = self.peers.get(key) else { return };
+        let max = match &peer.kind {
+            PeerKind::Ctl { .. } => RECV_MAX,
+            // Not a byte more than the opening: what follows belongs to a data core.
+            PeerKind::Proxy { head, .. } => PROXY_OPENING_SIZE - head.len(),
+        };
+        let op = Op::Recv { sock: peer.sock, buf, max };
+        self.driver.submit(Name { kind: RECV, key }.token(), op);
+    }
+
+    fn on_received(&mut self, key: Key, outcome: Outcome) {
+        let now = self.driver.now();
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        if peer.is_closing {
+            return;
+        }
+        let (mut buf, count) = match outcome {
+            Outcome::Received { buf, count } => (buf, count),
+            _ => (Vec::new(), 0),
+        };
+        if count == 0 {
+            self.on_peer_gone(key);
+            return;
+        }
+        match &mut peer.kind {
+            PeerKind::Ctl { machine, .. } => {
+                machine.handle_bytes(&buf, now);
+                buf.clear();
+                self.advance(key);
+                if self.peers.get(key).is_some_and(|peer| !peer.is_closing) {
+                    self.receive(key, buf);
+                }
+            }
+            PeerKind::Proxy { head, .. } => {
+                head.extend_from_slice(&buf);
+                match wire::decode_proxy_opening(head) {
+                    Ok(Some(attach)) => self.attach(key, &attach),
+                    Ok(None) => self.receive(key, Vec::new()),
+                    Err(error) => self.turn_away(key, &error.to_string()),
+                }
+            }
+        }
+    }
+
+    /// The connection has ended or failed.
+    fn on_peer_gone(&mut self, key: Key) {
+        let Some(peer) = self.peers.get(key) else { return };
+        match &peer.kind {
+            PeerKind::Ctl { session: Some(_), .. } => self.lose_ctl(key, "the connection ended"),
+            _ => self.turn_away(key, "it left before it was authenticated"),
+        }
+    }
+
+    /// Gives an authenticated proxy_conn to its data core.
+    fn attach(&mut self, key: Key, attach: &wire::Attach) {
+        let session = self.by_ctl_id.get(&attach.ctl_id).copied();
+        let session = session.and_then(|no| self.sessions.get_mut(&no).map(|entry| (no, entry)));
+        let Some((no, entry)) = session else {
+            self.turn_away(key, "it names no session");
+            return;
+        };
+        let genuine = auth::verify_attach_mac(&entry.key, attach.ctl_id, attach.proxy, &attach.mac);
+        let core = attach.proxy.gateway_core();
+        if !genuine || usize::from(core) >= self.workers.len() {
+            self.turn_away(key, "its proof is wrong");
+            return;
+        }
+        if !entry.replay.accept(attach.proxy) {
+            self.turn_away(key, "its id was used before");
+            return;
+        }
+        let peer = self.peers.remove(key).expect("it was found by its key");
+        self.unauthenticated -= 1;
+        let handle = self.driver.release(peer.sock);
+        self.tell(core, Tell::Conn { session: no, proxy: attach.proxy, handle });
+    }
+
+    /// Closes a peer that is not authenticated.
+    fn turn_away(&mut self, key: Key, why: &str) {
+        self.counts.turned_away += 1;
+        if let Some(peer) = self.peers.get(key) {
+            let addr = peer.addr.map_or_else(|| "unknown".to_owned(), |addr| addr.to_string());
+            debug!("peer={addr} turned away: {why}");
+        }
+        self.close_peer(key, Ending::Reset);
+    }
+
+    fn close_peer(&mut self, key: Key, how: Ending) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        if peer.is_closing {
+            return;
+        }
+        peer.is_closing = true;
+        if !matches!(peer.kind, PeerKind::Ctl { session: Some(_), .. }) {
+            self.unauthenticated -= 1;
+        }
+        let sock = peer.sock;
+        self.driver.submit(Name { kind: CLOSE, key }.token(), Op::Close { sock, how });
+    }
+
+    /// Lets a ctl_conn's machine have its way: events, bytes to send, the next alarm, the end.
+    fn advance(&mut self, key: Key) {
+        loop {
+            let Some(peer) = self.peers.get_mut(key) else { return };
+            let PeerKind::Ctl { machine, .. } = &mut peer.kind else { return };
+            match machine.poll_event() {
+                Some(GatewayEvent::Ended(end)) => self.on_ended(key, &end),
+                Some(event) => self.on_event(key, event),
+                None => break,
+            }
+        }
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        let PeerKind::Ctl { machine, .. } = &mut peer.kind else { return };
+        if peer.is_closing {
+            return;
+        }
+        if !peer.is_sending {
+            if let Some(buf) = machine.poll_transmit() {
+                peer.is_sending = true;
+                let op = Op::Send { sock: peer.sock, buf };
+                self.driver.submit(Name { kind: SEND, key }.token(), op);
+            } else if machine.is_ended() {
+                self.close_peer(key, Ending::Clean);
+                return;
+            }
+        }
+        self.set_alarm(key);
+    }
+
+    fn on_sent(&mut self, key: Key, outcome: &Outcome) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        peer.is_sending = false;
+        if peer.is_closing {
+            return;
+        }
+        match outcome {
+            Outcome::Sent { .. } => self.advance(key),
+            _ => self.on_peer_gone(key),
+        }
+    }
+
+    fn on_ended(&mut self, key: Key, end: &End) {
+        let Some(peer) = self.peers.get(key) else { return };
+        let addr = peer.addr.map_or_else(|| "unknown".to_owned(), |addr| addr.to_string());
+        match &peer.kind {
+            PeerKind::Ctl { session: Some(_), .. } => {
+                // A peer that was silent or does not read will not read the rest either.
+                let how = match end {
+                    End::Silent | End::Backlog => Ending::Reset,
+                    _ => Ending::Clean,
+                };
+                let why = end.to_string();
+                if how == Ending::Reset {
+                    self.lose_ctl(key, &why);
+                } else {
+                    self.detach(key, &why);
+                }
+            }
+            _ => {
+                self.counts.turned_away += 1;
+                if matches!(end, End::Refused { .. }) {
+                    warn!("peer={addr} {end}");
+                } else {
+                    debug!("peer={addr} turned away: {end}");
+                }
+            }
+        }
+    }
+
+    fn next_timer(&self) -> Option<Duration> {
+        let paused = self.doors.iter().filter_map(|(_, door)| door.paused_until);
+        let alarm = self.alarms.peek().map(|Reverse((at, _))| *at);
+        let drain = match &self.course {
+            Course::Draining { until, .. } => Some(*until),
+            Course::Serving | Course::Stopped => None,
+        };
+        let expiry = self.registry.poll_timeout();
+        paused.chain(alarm).chain(drain).chain(expiry).min()
+    }
+
+    fn set_alarm(&mut self, key: Key) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        let due = match &peer.kind {
+            PeerKind::Ctl { machine, .. } => machine.poll_timeout(),
+            PeerKind::Proxy { deadline, .. } => Some(*deadline),
+        };
+        if let Some(at) = due
+            && peer.alarm.is_none_or(|alarm| at < alarm)
+        {
+            peer.alarm = Some(at);
+            self.alarms.push(Reverse((at, key)));
+        }
+    }
+
+    fn on_time(&mut self, now: Duration) {
+        while let Some(Reverse((at, key))) = self.alarms.peek().copied()
+            && at <= now
+        {
+            self.alarms.pop();
+            self.on_alarm(key, at, now);
+        }
+        for (key, door) in self.doors.iter_mut() {
+            if door.paused_until.is_some_and(|until| until <= now) {
+                door.paused_until = None;
+                let accept = Name { kind: ACCEPT, key };
+                self.driver.submit(accept.token(), Op::Accept { listener: door.sock });
+            }
+        }
+        self.expire_sessions(now);
+        self.log_counts(now);
+        self.drain_on(now);
+    }
+
+    fn on_alarm(&mut self, key: Key, at: Duration, now: Duration) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        if peer.alarm != Some(at) || peer.is_closing {
+            return;
+        }
+        peer.alarm = None;
+        match &mut peer.kind {
+            PeerKind::Ctl { machine, .. } => {
+                let was_ended = machine.is_ended();
+                machine.handle_timeout(now);
+                if was_ended {
+                    self.close_peer(key, Ending::Reset);
+                } else {
+                    self.advance(key);
+                }
+            }
+            PeerKind::Proxy { deadline, .. } if *deadline <= now => {
+                self.turn_away(key, "it was silent for too long");
+            }
+            PeerKind::Proxy { .. } => self.set_alarm(key),
+        }
+    }
+
+    /// One line for many strangers: a flood must not flood the log.
+    fn log_counts(&mut self, now: Duration) {
+        let Counts { crowded_out, turned_away } = self.counts;
+        if crowded_out + turned_away == 0 || now < self.counts_logged_at + PROGRESS_INTERVAL {
+            return;
+        }
+        self.counts = Counts::default();
+        self.counts_logged_at = now;
+        warn!("unauthenticated peers: turned_away={turned_away} crowded_out={crowded_out}");
+    }
+
+    fn on_report(&mut self, report: Report) {
+        match report {
+            Report::Frame { session, frame } => self.send_frame(session, frame),
+            Report::Want { session, core, count } => {
+                self.send_frame(session, Frame::OpenProxy(OpenProxy { core, count }));
+            }
+            Report::Left { core, publics } => {
+                if let Course::Draining { left, .. } = &mut self.course {
+                    left[usize::from(core)] = publics;
+                }
+            }
+            Report::Ended { core, error } => {
+                if let Some(error) = error {
+                    error!("data core {core} failed: {error}");
+                    self.failure = Some(format!("data core {core} failed: {error}"));
+                }
+                self.course = Course::Stopped;
+            }
+            Report::Asked(Stop::Drain) => self.drain(),
+            Report::Asked(Stop::Now) => {
+                info!("stopping at once");
+                self.course = Course::Stopped;
+            }
+        }
+    }
+
+    /// Sends a data core's frame over its session's ctl_conn; without one it is lost, as the
+    /// machines of the proxy_conns expect.
+    fn send_frame(&mut self, session: SessionNo, frame: Frame) {
+        let Some(key) = self.sessions.get(&session).and_then(|entry| entry.peer) else { return };
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        let PeerKind::Ctl { machine, .. } = &mut peer.kind else { return };
+        match frame {
+            Frame::Fin(fin) => machine.fin(fin),
+            Frame::Abort(abort) => machine.abort(abort),
+            Frame::OpenProxy(open) => machine.open_proxy(open),
+            _ => unreachable!("data cores send no other frames"),
+        }
+        self.advance(key);
+    }
+
+    fn drain(&mut self) {
+        if !matches!(self.course, Course::Serving) {
+            return;
+        }
+        let now = self.driver.now();
+        let until = now + self.drain_timeout;
+        info!("draining for at most {} s", self.drain_timeout.as_secs_f64());
+        let left = vec![usize::MAX; self.workers.len()];
+        self.course = Course::Draining { until, left, logged_at: Duration::ZERO };
+        let ctl_doors = self.doors.iter().filter(|(_, door)| door.kind == DoorKind::Ctl);
+        let closing: Vec<(Key, Sock)> = ctl_doors.map(|(key, door)| (key, door.sock)).collect();
+        for (key, sock) in closing {
+            let name = Name { kind: CLOSE_DOOR, key };
+            self.driver.submit(name.token(), Op::Close { sock, how: Ending::Clean });
+        }
+        let drain_ms = u64::try_from(self.drain_timeout.as_millis()).unwrap_or(u64::MAX);
+        let clients: Vec<Key> = self.sessions.values().filter_map(|entry| entry.peer).collect();
+        for key in clients {
+            if let Some(peer) = self.peers.get_mut(key)
+                && let PeerKind::Ctl { machine, .. } = &mut peer.kind
+            {
+                machine.go_away(GoAway { reason: "the gateway is stopping".into(), drain_ms });
+            }
+            self.advance(key);
+        }
+        self.tell_all(|| Tell::Drain);
+    }
+
+    fn drain_on(&mut self, now: Duration) {
+        let Course::Draining { until, left, logged_at } = &mut self.course else { return };
+        if left.contains(&usize::MAX) && now < *until {
+            return;
+        }
+        let flows: usize = left.iter().filter(|&&count| count != usize::MAX).sum();
+        if flows == 0 {
+            info!("drained");
+            self.course = Course::Stopped;
+        } else if now >= *until {
+            warn!("drain timeout: {flows} flows are cut off");
+            self.course = Course::Stopped;
+        } else if now >= *logged_at + PROGRESS_INTERVAL {
+            *logged_at = now;
+            info!("draining: {flows} flows left");
+        }
+    }
+}
