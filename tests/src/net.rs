@@ -143,19 +143,22 @@ pub fn expect_closed_within(mut stream: &TcpStream, within: Duration) -> Duratio
     }
 }
 
-/// True when the peer has ended the connection; reads nothing and does not wait.
+/// True when the peer has ended the connection. Does not wait; what the peer said is thrown away.
 #[must_use]
-pub fn is_closed(stream: &TcpStream) -> bool {
+pub fn is_closed(mut stream: &TcpStream) -> bool {
     if stream.set_nonblocking(true).is_err() {
         return true;
     }
-    let mut byte = [0];
-    let looked = stream.peek(&mut byte);
+    let mut said = [0; 4_096];
+    let ended = loop {
+        match stream.read(&mut said) {
+            Ok(0) => break true,
+            Ok(_) => {}
+            Err(why) => break why.kind() != ErrorKind::WouldBlock,
+        }
+    };
     let _ = stream.set_nonblocking(false);
-    match looked {
-        Ok(n) => n == 0,
-        Err(why) => why.kind() != ErrorKind::WouldBlock,
-    }
+    ended
 }
 
 /// Writes `len` bytes of a pattern from its beginning.

@@ -140,7 +140,7 @@ both_backends! {
         ]);
         assert!(code == 0 || code == 1, "{code}\n{said}");
         let said = said.to_lowercase();
-        for word in ["kernel", "ring", "pipe", "descriptors", "somaxconn", "port range"] {
+        for word in ["kernel", "ring", "pipe", "descriptors", "somaxconn", "port_range"] {
             assert!(said.contains(word), "`{word}` is not in:\n{said}");
         }
         assert!(said.contains("ok"), "{said}");

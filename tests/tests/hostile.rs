@@ -113,6 +113,7 @@ both_backends! {
         conn.set_read_timeout(Some(Duration::from_millis(500))).expect("a read deadline");
         while !is_closed(&conn) {
             let _ = conn.write_all(b" ");
+            // Half a second, unless the gateway says something.
             let _ = conn.peek(&mut [0]);
             assert!(begun.elapsed() < DEADLINE, "a trickle holds its place");
         }
