@@ -10,7 +10,7 @@ use zproxy_tests::net::{
     connect, echo_once, expect_fin, expect_reset_within, expect_visit_reset, fill_up, finish,
     receive_pattern, send_pattern, small_buffers, try_connect,
 };
-use zproxy_tests::programs::{Client, Gateway};
+use zproxy_tests::programs::{Client, Gateway, field};
 use zproxy_tests::world::heavy_turn;
 use zproxy_tests::{
     Direction, Flow, LocalServer, Pattern, Rig, World, both_backends, eventually, eventually_some,
@@ -129,8 +129,8 @@ both_backends! {
         let took = expect_visit_reset(rig.public, Duration::from_secs(5));
         assert!(took >= Duration::from_millis(700), "reset after {took:?}, before the timeout");
         rig.gateway().err.wait_for("the reason", Duration::from_secs(5), |line| {
-            let line = line.to_lowercase();
-            line.contains("no proxy") || line.contains("no_proxy") || line.contains("bind")
+            field(line, "flow") == Some("none")
+                && field(line, "end").is_some_and(|end| end.contains("proxy"))
         });
         road.proxy.refuse(false);
         eventually("the service is back", Duration::from_secs(20), || {
