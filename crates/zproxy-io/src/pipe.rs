@@ -13,6 +13,8 @@ use crate::sys;
 /// Wanted size of a pipe in bytes. A slot (page) holds one fragment of a socket buffer, so a pipe
 /// fills up by slots long before bytes; 1 MiB is the default `fs.pipe-max-size`.
 pub(crate) const PIPE_SIZE: usize = 1 << 20;
+/// A smaller pipe is not worth splicing through.
+const USEFUL_SIZE: usize = 64 << 10;
 /// Empty pipes kept for the next lease; more are closed.
 const SPARE_PIPES_MAX: usize = 64;
 
@@ -52,6 +54,11 @@ impl PipePool {
             Some(ends) => ends,
             None => self.open()?,
         };
+        // Past `fs.pipe-user-pages-soft` an unprivileged user gets pipes of two pages. Splicing in
+        // such steps costs more than copying does; the caller copies, and a later lease tries again.
+        if ends.size < USEFUL_SIZE {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
         self.leased.set(self.leased.get() + 1);
         Ok(Pipe { ends: Some(ends), held: 0, pool: Rc::clone(self) })
     }

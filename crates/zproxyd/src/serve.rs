@@ -20,8 +20,8 @@ use crate::mailbox::{Report, Tell};
 use crate::worker::{Limits, Worker};
 use crate::{listeners, random};
 
-/// The way to a data core.
-type Teller<D> = Sender<Tell<D>>;
+/// The ways to the data cores, and their threads.
+type Workers<D> = (Vec<Sender<Tell<D>>>, Vec<JoinHandle<()>>);
 
 /// Serves until asked to stop.
 pub(crate) fn serve<D: Open + 'static>(settings: &Settings) -> Result<(), Exit> {
@@ -77,7 +77,7 @@ pub(crate) fn serve<D: Open + 'static>(settings: &Settings) -> Result<(), Exit> 
 fn start_workers<D: Open + 'static>(
     settings: &Settings,
     reports: &Sender<Report>,
-) -> Result<(Vec<Teller<D>>, Vec<JoinHandle<()>>), Exit> {
+) -> Result<Workers<D>, Exit> {
     let limits = Limits {
         bind_timeout: settings.bind_timeout,
         idle_timeout: settings.flow.idle_timeout,

@@ -107,7 +107,7 @@ impl PortPolicy {
     pub(super) fn pickable(&self, client: ClientId, name: &Name) -> impl Iterator<Item = u16> {
         let offset = fnv1a(client.as_bytes().iter().chain(name.as_str().as_bytes()));
         let ranged = self.range.into_iter().flat_map(move |range| range.walk_from(offset));
-        ranged.filter(|port| !self.excluded.contains(port))
+        ranged.filter(|port| self.allows(*port))
     }
 }
 
