@@ -649,8 +649,9 @@ impl Driver for Uring {
     fn wait(&mut self, until: Option<Duration>, done: &mut Vec<Done>) -> Result<(), DriverLost> {
         loop {
             if !self.ready.is_empty() {
-                // Results are at hand: submit what is queued, but do not sleep.
-                if self.ring.is_loaded() {
+                // Results are at hand: submit what is queued, and let the kernel post what it has,
+                // but do not sleep.
+                if self.ring.is_loaded() || self.ring.has_task_work() {
                     self.ring.enter(Some(Duration::ZERO))?;
                 }
                 self.reap();

@@ -129,6 +129,11 @@ impl Ring {
         !self.backlog.is_empty() || !self.ring.submission().is_empty()
     }
 
+    /// Whether completions wait in the kernel for this thread to come by.
+    pub(super) fn has_task_work(&mut self) -> bool {
+        self.ring.submission().taskrun()
+    }
+
     /// Submits what is queued and, if `patience` is not zero, waits for a completion for so long
     /// (`None`: for ever).
     pub(super) fn enter(&mut self, patience: Option<Duration>) -> Result<(), DriverLost> {

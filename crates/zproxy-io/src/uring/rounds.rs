@@ -1,12 +1,16 @@
 //! How bytes move: fills and drains, as steps of ring submissions.
 //!
 //! A fill waits in a receive whose buffer the kernel picks when bytes have come. A drain of copied
-//! bytes is a send. A drain of spliced bytes is a chain: splice exactly what the pipe holds into the
-//! sink, and (soft link) splice more from the source into the emptied pipe. A short drain breaks the
-//! chain, so nothing more is taken while the sink is full: that is the backpressure.
+//! bytes is a send. Spliced bytes are drained in one of two ways:
 //!
-//! Sockets and pipes are non-blocking throughout: a splice runs in a worker thread, and one that
-//! blocked there would hold its pipe and starve the others.
+//! * *inline*: `splice(2)` from this thread, out of the pipe and into it again, without waiting; a
+//!   ring poll waits for room when the sink is full. No worker thread is woken.
+//! * *chained* (`--relay splice`): the ring splices exactly what the pipe holds into the sink, and
+//!   (soft link) splices more from the source into the emptied pipe. A short drain breaks the chain,
+//!   so nothing more is taken while the sink is full: that is the backpressure.
+//!
+//! Sockets and pipes are non-blocking throughout: a chained splice runs in a worker thread, and one
+//! that blocked there would hold its pipe and starve the others.
 
 use io_uring::{cqueue, opcode, squeue, types};
 
@@ -62,6 +66,8 @@ pub(super) struct Drain {
 enum DrainStage {
     /// A send.
     Send,
+    /// Waiting for room, to splice inline.
+    Room,
     /// A splice chain and what its parts have said so far.
     Chain { polls: bool, put: Option<i32>, taken: Option<i32> },
     /// Everything copied was put (so many bytes); more is being spliced into a fresh pipe.
@@ -77,7 +83,7 @@ impl Drain {
     /// The submission to cancel so that the drain comes home; none when it comes by itself.
     pub(super) fn waiting_part(&self) -> Option<Part> {
         match self.stage {
-            DrainStage::Send => Some(Part::Main),
+            DrainStage::Send | DrainStage::Room => Some(Part::Main),
             DrainStage::Chain { polls: true, .. } => Some(Part::Poll),
             DrainStage::Chain { polls: false, .. } | DrainStage::Refill { .. } => None,
         }
@@ -238,9 +244,14 @@ impl Uring {
 
     pub(super) fn first_drain(&mut self, drain: &mut Drain, key: usize) -> Step {
         assert!(!drain.lease().is_empty(), "a drain has something to put");
-        match drain.lease().store {
-            Store::Pipe(_) => self.chain_step(drain, key),
-            Store::Buf(_) | Store::Ring(_) => self.put_copied(drain, key),
+        if !matches!(drain.lease().store, Store::Pipe(_)) {
+            self.put_copied(drain, key)
+        } else if self.is_chained(drain.to) {
+            self.chain_step(drain, key)
+        } else if self.entity(drain.to).full {
+            self.await_room(drain, key)
+        } else {
+            self.splice_inline(drain, key)
         }
     }
 
@@ -264,6 +275,75 @@ impl Uring {
         one(entry.user_data(user_data(key, Part::Main)))
     }
 
+    fn is_chained(&mut self, sock: Sock) -> bool {
+        self.entity(sock).policy.is_splice_only()
+    }
+
+    fn await_room(&mut self, drain: &mut Drain, key: usize) -> Step {
+        drain.stage = DrainStage::Room;
+        let entry = opcode::PollAdd::new(self.fd(drain.to), libc::POLLOUT as u32).build();
+        one(entry.user_data(user_data(key, Part::Main)))
+    }
+
+    fn on_room(&mut self, drain: &mut Drain, key: usize, result: i32) -> Step {
+        if result < 0 && !is_interrupted(result) {
+            return self.failed_on(drain.to, result);
+        }
+        let from_closing = drain.refill.is_some_and(|from| self.is_closing(from));
+        if from_closing || self.is_closing(drain.to) {
+            return failed(-libc::ECANCELED);
+        }
+        self.splice_inline(drain, key)
+    }
+
+    /// Puts what the pipe holds, as far as there is room, and refills it when it is empty.
+    fn splice_inline(&mut self, drain: &mut Drain, key: usize) -> Step {
+        let to = self.fd(drain.to).0;
+        let Store::Pipe(pipe) = &mut drain.lease().store else { unreachable!("a pipe") };
+        let put = match sys::splice(pipe.read_end(), to, pipe.held()) {
+            Ok(put) => put,
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {
+                return self.await_room(drain, key);
+            }
+            Err(error) => {
+                return self.failed_on(drain.to, -error.raw_os_error().unwrap_or(libc::EIO));
+            }
+        };
+        assert!(put > 0, "a pipe with bytes in it is not at its end");
+        pipe.note_out(put);
+        let left = pipe.held();
+        self.stats.bytes_spliced += put as u64;
+        self.note_left(drain, left);
+        if left > 0 {
+            return self.drained(drain, put, 0, SourceNow::Open);
+        }
+        let lease = drain.lease.take().expect("it was there a moment ago");
+        let Store::Pipe(pipe) = lease.store else { unreachable!("a pipe") };
+        self.refill_inline(drain, put, pipe)
+    }
+
+    /// Everything was put: takes more, if the source is worth splicing and has something.
+    fn refill_inline(&mut self, drain: &mut Drain, put: usize, mut pipe: Pipe) -> Step {
+        let Some(from) = drain.refill.filter(|&from| self.is_spliced(from)) else {
+            return self.drained(drain, put, 0, SourceNow::Open);
+        };
+        let result = match sys::splice(self.fd(from).0, pipe.write_end(), pipe.size()) {
+            Ok(taken) => i32::try_from(taken).expect("a pipe holds less than 2 GiB"),
+            Err(error) => -error.raw_os_error().unwrap_or(libc::EIO),
+        };
+        let taken = self.note_taken(drain, result);
+        if taken > 0 {
+            pipe.note_in(taken);
+            drain.lease = Some(Lease::new(Store::Pipe(pipe)));
+        }
+        let source = self.source_after(drain, result);
+        self.drained(drain, put, taken, source)
+    }
+
+    fn is_spliced(&mut self, from: Sock) -> bool {
+        !self.is_closing(from) && self.entity(from).policy.path() == Path::Splice
+    }
+
     fn copy_out(&self, held: &[u8]) -> Buf {
         let mut copy = self.bufs.lease();
         copy.space()[..held.len()].copy_from_slice(held);
@@ -273,7 +353,7 @@ impl Uring {
 
     /// `[wait for room →] drain exactly what the pipe holds [→ refill it]`.
     fn chain_step(&mut self, drain: &mut Drain, key: usize) -> Step {
-        let refill = drain.refill.filter(|&from| self.entity(from).policy.path() == Path::Splice);
+        let refill = drain.refill.filter(|&from| self.is_spliced(from));
         let polls = self.entity(drain.to).full;
         let to = self.fd(drain.to);
         let Store::Pipe(pipe) = &drain.lease().store else { unreachable!("a pipe is spliced") };
@@ -305,6 +385,7 @@ impl Uring {
     ) -> Step {
         match &mut drain.stage {
             DrainStage::Send => self.on_sent(drain, key, result),
+            DrainStage::Room => self.on_room(drain, key, result),
             DrainStage::Refill { .. } => self.on_refilled(drain, result),
             DrainStage::Chain { polls, put, taken } => {
                 match part {
@@ -343,11 +424,12 @@ impl Uring {
             return self.drained(drain, put, 0, SourceNow::Open);
         }
         drain.lease = None;
-        if let Some(from) = drain.refill
-            && !self.is_closing(from)
-            && self.entity(from).policy.path() == Path::Splice
+        if let Some(from) = drain.refill.filter(|&from| self.is_spliced(from))
             && let Ok(pipe) = self.pipes.lease()
         {
+            if !self.is_chained(drain.to) {
+                return self.refill_inline(drain, put, pipe);
+            }
             let entry = splice(self.fd(from), types::Fd(pipe.write_end()), pipe.size());
             drain.stage = DrainStage::Refill { put, pipe };
             self.stats.worker_splices += 1;
