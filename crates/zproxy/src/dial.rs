@@ -8,8 +8,10 @@ use zproxy_io::{Driver, Ending, Fault, Op, Sock, Token};
 #[derive(Debug)]
 pub(crate) struct Dial {
     rest: std::vec::IntoIter<SocketAddr>,
-    /// The socket that is being connected.
+    /// The socket that is being connected …
     pub(crate) sock: Sock,
+    /// … to this address.
+    pub(crate) to: SocketAddr,
 }
 
 /// Why a dial came to nothing.
@@ -41,8 +43,13 @@ impl Dial {
         connect: Token,
     ) -> Result<Self, DialFault> {
         let mut rest = addresses.into_iter();
-        let sock = attempt(driver, &mut rest, connect, DialFault::Unresolved)?;
-        Ok(Self { rest, sock })
+        let (sock, to) = attempt(driver, &mut rest, connect, DialFault::Unresolved)?;
+        Ok(Self { rest, sock, to })
+    }
+
+    /// The addresses that have not been dialled.
+    pub(crate) fn rest(&self) -> Vec<SocketAddr> {
+        self.rest.as_slice().to_vec()
     }
 
     /// The present attempt has failed: closes its socket and dials the next address.
@@ -54,7 +61,7 @@ impl Dial {
         close: Token,
     ) -> Result<(), DialFault> {
         driver.submit(close, Op::Close { sock: self.sock, how: Ending::Reset });
-        self.sock = attempt(driver, &mut self.rest, connect, DialFault::Fault(fault))?;
+        (self.sock, self.to) = attempt(driver, &mut self.rest, connect, DialFault::Fault(fault))?;
         Ok(())
     }
 }
@@ -64,12 +71,12 @@ fn attempt<D: Driver>(
     rest: &mut std::vec::IntoIter<SocketAddr>,
     connect: Token,
     mut last: DialFault,
-) -> Result<Sock, DialFault> {
+) -> Result<(Sock, SocketAddr), DialFault> {
     for to in rest {
         match driver.socket(&to) {
             Ok(sock) => {
                 driver.submit(connect, Op::Connect { sock, to });
-                return Ok(sock);
+                return Ok((sock, to));
             }
             Err(fault) => last = DialFault::Fault(fault),
         }

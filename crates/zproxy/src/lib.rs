@@ -2,19 +2,29 @@
 //! forwards ports in one hop.
 //!
 //! * [`cli`], [`config`]: what the operator typed and what it means.
-//! * `forward`: listen here, connect there.
+//! * `control`: the ctl_conn, the tunnels, and the orders to the data cores.
+//! * `worker`: a data core with its proxy_conns and local conns.
+//! * `mailbox`: what the two tell each other.
+//! * `identity`: who this client is, from run to run.
+//! * `forward`: listen here, connect there, without a gateway.
 //! * `resolver`, `targets`, `dial`: from a name to a connection.
-//! * `accept`, `flows`: what is the same for every flow.
+//! * `accept`, `flows`, `deadlines`: what the life of every flow needs.
 #![forbid(unsafe_code)]
 
 mod accept;
 pub mod cli;
 pub mod config;
+mod control;
+mod deadlines;
 mod dial;
 mod flows;
 mod forward;
+mod identity;
+mod mailbox;
+mod random;
 mod resolver;
 mod targets;
+mod worker;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -24,7 +34,7 @@ use zproxy_ops::boot::{self, Chosen};
 use zproxy_ops::{Exit, logs};
 
 use cli::{Command, PROGRAM};
-use config::ForwardSettings;
+use config::{ForwardSettings, Settings};
 
 /// Runs the program with the given arguments (the first is the program name).
 pub fn main(args: Vec<OsString>) -> ExitCode {
@@ -33,8 +43,17 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 
 fn run(args: Vec<OsString>) -> Result<(), Exit> {
     match cli::parse(args)? {
-        Command::Serve(_) => Err(Exit::failed("not here yet")),
+        Command::Serve(settings) => serve(&settings),
         Command::Forward(settings) => forward(&settings),
+    }
+}
+
+fn serve(settings: &Settings) -> Result<(), Exit> {
+    let _log = logs::start(&settings.log, PROGRAM)?;
+    boot::prepare_process();
+    match boot::choose(settings.data.backend, settings.data.relay)? {
+        Chosen::Uring => control::serve::<Uring>(settings),
+        Chosen::Epoll => control::serve::<Epoll>(settings),
     }
 }
 

@@ -28,7 +28,11 @@ impl Resolver {
     }
 
     /// Asks for the addresses of a target.
-    pub(crate) fn ask(&self, target: HostPort, reply: impl FnOnce(Vec<SocketAddr>) + Send + 'static) {
+    pub(crate) fn ask(
+        &self,
+        target: HostPort,
+        reply: impl FnOnce(Vec<SocketAddr>) + Send + 'static,
+    ) {
         // The thread lives as long as `self`.
         let _ = self.ask.send((target, Box::new(reply)));
     }

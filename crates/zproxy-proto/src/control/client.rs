@@ -59,6 +59,8 @@ pub enum ClientEvent {
 #[derive(Debug)]
 pub struct ClientSession {
     config: ClientConfig,
+    /// The client's own wish; the shorter times of both sides count.
+    heartbeat: Option<Heartbeat>,
     phase: Phase,
     decoder: Decoder,
     outgoing: Outgoing,
@@ -97,11 +99,18 @@ impl ClientSession {
         }));
         Self {
             config,
+            heartbeat: None,
             phase: Phase::Challenge { deadline: now + HANDSHAKE_DEADLINE },
             decoder: Decoder::new(),
             outgoing,
             events: VecDeque::new(),
         }
+    }
+
+    /// With a heartbeat of the client's own: the shorter times of both sides count.
+    #[must_use]
+    pub fn with_heartbeat(self, heartbeat: Heartbeat) -> Self {
+        Self { heartbeat: Some(heartbeat), ..self }
     }
 
     /// The next event.
@@ -274,7 +283,11 @@ impl ClientSession {
         if !(1..=DATA_CORES_MAX).contains(&welcome.data_cores) || welcome.proxy_port == 0 {
             return self.end(End::Violation(Violation::OutOfRange("Welcome")));
         }
-        let beat = Heartbeat::from_ms(welcome.heartbeat_ms, welcome.deadline_ms);
+        let theirs = Heartbeat::from_ms(welcome.heartbeat_ms, welcome.deadline_ms);
+        let beat = self.heartbeat.map_or(theirs, |ours| Heartbeat {
+            interval: ours.interval.min(theirs.interval),
+            deadline: ours.deadline.min(theirs.deadline),
+        });
         self.phase = Phase::Open {
             heart: Heart::new(beat, now),
             key: key.clone(),

@@ -1,6 +1,5 @@
 //! One data core of `zproxy forward`.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -12,6 +11,7 @@ use zproxy_relay::{self as relay, Direction, Flow, Heard, Key, Keys, Mailbox, Na
 
 use super::Event;
 use crate::accept::{Accepting, Then};
+use crate::deadlines::Deadlines;
 use crate::dial::{Dial, DialFault};
 use crate::flows::{By, End, Ended, FlowLimits, Looks};
 use crate::resolver::Resolver;
@@ -64,6 +64,12 @@ struct Link {
     state: State,
 }
 
+impl Link {
+    fn is_dialling(&self) -> bool {
+        matches!(self.state, State::Dialling(_))
+    }
+}
+
 enum State {
     /// Waiting for the resolver, then for the far end.
     Dialling(Option<Dial>),
@@ -89,12 +95,10 @@ pub(super) struct Worker<D: Driver> {
     tell: mpsc::Sender<Event>,
     resolver: Resolver,
     routes: Vec<Route>,
-    limits: FlowLimits,
     looks: Looks,
     listeners: Slots<Listener>,
     links: Slots<Link>,
-    /// When dials must have succeeded; in order of time, because all have the same limit.
-    dial_deadlines: VecDeque<(Duration, Key)>,
+    dial_deadlines: Deadlines,
     /// Closes that have not come home.
     closing: usize,
     next_serial: u64,
@@ -120,11 +124,10 @@ impl<D: Driver> Worker<D> {
             tell,
             resolver,
             routes,
-            limits,
             looks: Looks::new(limits),
             listeners: Slots::default(),
             links: Slots::default(),
-            dial_deadlines: VecDeque::new(),
+            dial_deadlines: Deadlines::new(limits.connect),
             closing: 0,
             next_serial: 0,
             phase: Phase::Serving,
@@ -170,28 +173,16 @@ impl<D: Driver> Worker<D> {
     // --- time -----------------------------------------------------------------------------------
 
     fn next_deadline(&mut self) -> Option<Duration> {
-        while let Some(&(_, key)) = self.dial_deadlines.front()
-            && !self.is_dialling(key)
-        {
-            self.dial_deadlines.pop_front();
-        }
-        let dial = self.dial_deadlines.front().map(|&(deadline, _)| deadline);
+        let links = &self.links;
+        let dial = self.dial_deadlines.next(|key| links.get(key).is_some_and(Link::is_dialling));
         let pauses =
             self.listeners.iter().filter_map(|(_, listener)| listener.accepting.resume_at());
         pauses.chain(dial).chain(self.looks.next()).min()
     }
 
-    fn is_dialling(&self, key: Key) -> bool {
-        let link = self.links.get(key);
-        link.is_some_and(|link| matches!(link.state, State::Dialling(_)))
-    }
-
     fn on_time(&mut self, now: Duration) {
-        while let Some(&(deadline, key)) = self.dial_deadlines.front()
-            && deadline <= now
-        {
-            self.dial_deadlines.pop_front();
-            if self.is_dialling(key) {
+        while let Some(key) = self.dial_deadlines.pop_due(now) {
+            if self.links.get(key).is_some_and(Link::is_dialling) {
                 self.fail_dial(key, DialFault::TimedOut);
             }
         }
@@ -312,7 +303,7 @@ impl<D: Driver> Worker<D> {
         let serial = self.next_serial;
         let state = State::Dialling(None);
         let key = self.links.insert(Link { serial, route, peer, near, accepted_at: now, state });
-        self.dial_deadlines.push_back((now + self.limits.connect, key));
+        self.dial_deadlines.set(key, now);
         match self.routes[route].target.addresses(key, now) {
             Known::Addresses(addresses) => self.dial(key, addresses),
             Known::Ask(target) => {

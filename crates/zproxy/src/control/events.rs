@@ -1,0 +1,162 @@
+//! What the gateway says.
+
+use std::io::Write;
+use std::net::SocketAddr;
+
+use tracing::{error, info, warn};
+use zproxy_io::Driver;
+use zproxy_ops::Exit;
+use zproxy_proto::auth;
+use zproxy_proto::control::{ClientEvent, End};
+use zproxy_proto::id::ProxyId;
+use zproxy_proto::limits::DIALS_MAX;
+use zproxy_proto::wire::{Attach, OpenProxy, RefusedCode, Welcome};
+
+use super::link::{Door, Link};
+use super::tunnels::Answer;
+use super::{Control, Phase};
+use crate::identity::Identity;
+use crate::mailbox::Tell;
+
+impl<D: Driver> Control<'_, D> {
+    /// Hears everything that has come and sends what there is to send.
+    pub(super) fn pump(&mut self) -> Result<(), Exit> {
+        while let Link::Up(ctl) = &mut self.link
+            && let Some(event) = ctl.session.poll_event()
+        {
+            self.on_event(event)?;
+        }
+        if let Link::Up(ctl) = &mut self.link
+            && let Some(why) = ctl.lost.take()
+        {
+            self.lose(&format!("the ctl_conn is lost: {why}"));
+        }
+        self.transmit();
+        Ok(())
+    }
+
+    fn on_event(&mut self, event: ClientEvent) -> Result<(), Exit> {
+        match event {
+            ClientEvent::Welcomed(welcome) => self.on_welcome(&welcome),
+            ClientEvent::TunnelOpen(open) => {
+                let Link::Up(ctl) = &self.link else { unreachable!("it has just spoken") };
+                let answer = self.tunnels.on_open(&open, ctl.gateway);
+                if let Answer::Open { number, line } = answer {
+                    let id = open.tunnel;
+                    self.tell_all(|| Tell::Tunnel { id, number });
+                    line.iter().for_each(|line| announce(line));
+                }
+            }
+            ClientEvent::TunnelRefused(refused) => {
+                let now = self.driver.now();
+                match self.tunnels.on_refused(&refused, now) {
+                    Answer::Refused(text) => error!("{text}"),
+                    Answer::AllRefused(text) => return Err(Exit::refused(text)),
+                    Answer::Nothing | Answer::Open { .. } => {}
+                }
+            }
+            ClientEvent::CloseTunnel(id) => {
+                let now = self.driver.now();
+                if let Some(name) = self.tunnels.on_closed(id, now) {
+                    warn!("tunnel {name} was closed by the gateway");
+                }
+            }
+            ClientEvent::OpenProxy(open) => self.open_proxies(open),
+            ClientEvent::Fin(fin) => {
+                self.tell_core_of(fin.proxy, Tell::Fin(fin));
+            }
+            ClientEvent::Abort(abort) => {
+                self.tell_core_of(abort.proxy, Tell::Abort(abort));
+            }
+            ClientEvent::GoAway(go_away) => {
+                info!("the gateway is going to stop: {}", go_away.reason);
+            }
+            ClientEvent::Ended(end) => self.on_end(&end)?,
+        }
+        Ok(())
+    }
+
+    fn on_welcome(&mut self, welcome: &Welcome) {
+        let Link::Up(ctl) = &mut self.link else { unreachable!("it has just spoken") };
+        let at = SocketAddr::new(ctl.gateway.ip(), welcome.proxy_port);
+        ctl.door = Some(Door { ctl_id: welcome.ctl_id, at });
+        let gateway = ctl.gateway;
+        let verb = if welcome.resumed { "resumed" } else { "opened" };
+        info!("gateway={gateway} ctl={} session={} {verb}", welcome.ctl_id, welcome.epoch);
+        match (welcome.resumed, self.ticket) {
+            (true, _) => self.tell_all(|| Tell::CtlBack),
+            (false, Some(_)) => self.end_session(),
+            (false, None) => {}
+        }
+        self.ticket = Some(welcome.ticket);
+        self.backoff.reset();
+        for open in self.tunnels.ask_all() {
+            self.link.with_session(|session| session.open_tunnel(open));
+        }
+    }
+
+    /// What belonged to the session before is worth nothing now.
+    fn end_session(&mut self) {
+        self.ticket = None;
+        self.tell_all(|| Tell::SessionOver);
+        for core in &mut self.cores {
+            core.serial = 0;
+        }
+    }
+
+    /// Orders proxy_conns, spread over the data cores.
+    fn open_proxies(&mut self, wanted: OpenProxy) {
+        let Link::Up(ctl) = &self.link else { unreachable!("it has just spoken") };
+        let (Some(door), Some(key)) = (ctl.door, ctl.session.session_key()) else { return };
+        if self.phase != Phase::Serving {
+            return;
+        }
+        // More than that the data cores would not dial. The gateway asks again.
+        let count = usize::from(wanted.count).min(DIALS_MAX * self.cores.len());
+        for _ in 0..count {
+            let number = self.next_core;
+            self.next_core = (number + 1) % self.cores.len();
+            let core = &mut self.cores[number];
+            // A session that lives through 2^32 proxy_conns of one data core gets no more of them;
+            // the gateway would refuse a number that it has seen.
+            let Some(next) = core.serial.checked_add(1) else { continue };
+            core.serial = next;
+            let client_core = u16::try_from(number).expect("the settings bound data cores");
+            let proxy = ProxyId::new(wanted.core, client_core, next);
+            let mac = auth::attach_mac(key, door.ctl_id, proxy);
+            let attach = Attach { ctl_id: door.ctl_id, proxy, mac };
+            core.letters.push(Tell::Dial { to: door.at, attach });
+        }
+    }
+
+    /// The session has checked that the core exists.
+    fn tell_core_of(&mut self, proxy: ProxyId, letter: Tell) {
+        self.cores[usize::from(proxy.client_core())].letters.push(letter);
+    }
+
+    /// The session machine has ended the ctl_conn.
+    fn on_end(&mut self, end: &End) -> Result<(), Exit> {
+        match end {
+            End::Refused { code, reason } if code.is_final() => {
+                return Err(Exit::refused(format!("the gateway refuses us ({code}): {reason}")));
+            }
+            End::GatewayUnproven => return Err(Exit::refused(end.to_string())),
+            End::Refused { code: RefusedCode::Replaced, .. } => {
+                // A copied state directory: fighting over the id would bring both of us down for ever.
+                warn!("another client has our id; going on with another one (see --state-dir)");
+                self.lose(&format!("the ctl_conn is lost: {end}"));
+                self.end_session();
+                self.identity = Identity::fresh();
+            }
+            _ => self.lose(&format!("the ctl_conn is lost: {end}")),
+        }
+        Ok(())
+    }
+}
+
+/// Tells the world that a tunnel is ready. Nobody may be listening.
+fn announce(line: &str) {
+    info!("{line}");
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}

@@ -1,0 +1,379 @@
+//! The control thread of the client: the ctl_conn, the tunnels, and the orders to the data cores.
+//!
+//! Bytes of flows never come here. When the ctl_conn is lost, flows go on without it, and this
+//! thread dials until it has another one.
+
+mod events;
+mod link;
+mod tunnels;
+
+use std::time::Duration;
+
+use tracing::{info, warn};
+use zproxy_io::{Done, Driver, Ending, Op, Open, Outcome, Sock, Token};
+use zproxy_ops::{Exit, boot, signals, token};
+use zproxy_proto::auth::{self, Ticket};
+use zproxy_proto::backoff::Backoff;
+use zproxy_proto::wire;
+use zproxy_relay::{Key, Mailbox, Name, Sender, Slots};
+
+use crate::config::Settings;
+use crate::flows::FlowLimits;
+use crate::identity::Identity;
+use crate::mailbox::{Report, Tell};
+use crate::resolver::Resolver;
+use crate::worker::{Plan, Service, Worker};
+use link::Link;
+use tunnels::Tunnels;
+
+const CONNECT: u8 = 0;
+const RECV: u8 = 1;
+const SEND: u8 = 2;
+/// Closing is only counted: what it belonged to has been forgotten by then.
+const CLOSE: u8 = 3;
+
+/// How often progress is logged while draining.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+/// Time for the data cores to close everything, and for the last frames to leave.
+const STOP_DEADLINE: Duration = Duration::from_secs(2);
+
+/// A data core, seen from here.
+#[derive(Debug)]
+struct Core {
+    sender: Sender<Tell>,
+    /// Collected until the end of the turn.
+    letters: Vec<Tell>,
+    /// For the next proxy_conn.
+    serial: u32,
+    /// Flows that are left, once it has said so while draining.
+    left: Option<usize>,
+    is_running: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    /// Flows may finish until then.
+    Draining {
+        until: Duration,
+        next_line: Duration,
+    },
+    /// The data cores close everything.
+    Stopping {
+        until: Duration,
+    },
+    /// The last frames are leaving.
+    Leaving {
+        until: Duration,
+    },
+}
+
+/// The control thread.
+struct Control<'a, D: Driver> {
+    settings: &'a Settings,
+    driver: D,
+    mailbox: Mailbox<Report>,
+    resolver: Resolver,
+    token: auth::Token,
+    identity: Identity,
+    /// What people call this client.
+    name: wire::Name,
+    cores: Vec<Core>,
+    /// The data core that gets the next proxy_conn.
+    next_core: usize,
+    tunnels: Tunnels,
+    link: Link,
+    backoff: Backoff,
+    /// Of the session, once there is one.
+    ticket: Option<Ticket>,
+    /// The last question to the resolver.
+    question: u64,
+    /// Names the operations of one connection.
+    attempts: Slots<()>,
+    /// Closes that have not come home.
+    closing: usize,
+    phase: Phase,
+}
+
+/// Exposes the services until it is asked to stop.
+///
+/// # Errors
+/// When the gateway refuses this client, or something that the program needs fails.
+pub(crate) fn serve<D: Open + 'static>(settings: &Settings) -> Result<(), Exit> {
+    let token = load_token(settings)?;
+    let identity = Identity::load(&settings.token.state_dir);
+    let driver = D::open(None, settings.data.relay)
+        .map_err(|error| Exit::failed(format!("the control thread: {error}")))?;
+    let mailbox = Mailbox::new(driver.doorbell());
+    let resolver = Resolver::start()
+        .map_err(|error| Exit::failed(format!("cannot start the resolver: {error}")))?;
+    let on_stop = mailbox.sender();
+    signals::watch(move |_| on_stop.send(Report::Stop))
+        .map_err(|error| Exit::failed(format!("cannot watch for signals: {error}")))?;
+    let cores = start_cores::<D>(settings, &mailbox, &resolver)?;
+    info!(
+        "client={} backend={} cores={} gateway={}",
+        identity.id,
+        D::NAME,
+        zproxy_ops::cores::show(&settings.data.cores),
+        settings.server
+    );
+    let now = driver.now();
+    let control = Control {
+        settings,
+        driver,
+        mailbox,
+        resolver,
+        token,
+        identity,
+        name: host_name(),
+        cores,
+        next_core: 0,
+        tunnels: Tunnels::new(&settings.tunnels),
+        link: Link::Resting(now),
+        backoff: Backoff::new(),
+        ticket: None,
+        question: 0,
+        attempts: Slots::default(),
+        closing: 0,
+        phase: Phase::Serving,
+    };
+    control.run()
+}
+
+fn load_token(settings: &Settings) -> Result<auth::Token, Exit> {
+    let found = token::load(&settings.token.token)?;
+    for warning in &found.warnings {
+        warn!("{warning}");
+    }
+    let text = String::from_utf8_lossy(found.secret.expose()).into_owned();
+    auth::Token::parse(&text).map_err(|error| Exit::usage(error.to_string()))
+}
+
+fn host_name() -> wire::Name {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    wire::Name::lossy(&name)
+}
+
+fn start_cores<D: Open + 'static>(
+    settings: &Settings,
+    mailbox: &Mailbox<Report>,
+    resolver: &Resolver,
+) -> Result<Vec<Core>, Exit> {
+    let limits = FlowLimits {
+        connect: settings.connect_timeout,
+        idle: settings.flow.idle_timeout,
+        half_close: settings.flow.half_close_timeout,
+    };
+    let services = settings.tunnels.iter();
+    let services: Vec<_> =
+        services.map(|tunnel| Service::new(tunnel.name.clone(), tunnel.local.clone())).collect();
+    let mut cores = Vec::new();
+    for (core, &cpu) in settings.data.cores.iter().enumerate() {
+        let plan = Plan { core, services: services.clone(), limits, resolver: resolver.clone() };
+        let control = mailbox.sender();
+        let start = |driver: &D| {
+            let mailbox = Mailbox::new(driver.doorbell());
+            let sender = mailbox.sender();
+            (mailbox, sender)
+        };
+        let run = move |driver: D, mailbox: Mailbox<Tell>| {
+            let _farewell = Farewell { core, control: control.clone() };
+            Worker::new(plan, driver, mailbox, control).run();
+        };
+        let name = format!("data-{core}");
+        let (sender, _thread) = boot::spawn(name, Some(cpu), settings.data.relay, start, run)?;
+        let letters = Vec::new();
+        cores.push(Core { sender, letters, serial: 0, left: None, is_running: true });
+    }
+    Ok(cores)
+}
+
+/// Reports the end of a data core, also when it panics.
+struct Farewell {
+    core: usize,
+    control: Sender<Report>,
+}
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        let is_well = !std::thread::panicking();
+        self.control.send(Report::Ended { core: self.core, is_well });
+    }
+}
+
+impl<D: Driver> Control<'_, D> {
+    fn run(mut self) -> Result<(), Exit> {
+        let mut done = Vec::new();
+        loop {
+            let until = self.next_deadline();
+            self.driver
+                .wait(until, &mut done)
+                .map_err(|lost| Exit::failed(format!("the control thread: {lost}")))?;
+            for done in done.drain(..) {
+                self.on_done(done)?;
+            }
+            self.on_time()?;
+            self.pump()?;
+            if self.is_over() {
+                return Ok(());
+            }
+            for core in &mut self.cores {
+                core.sender.send_all(&mut core.letters);
+            }
+        }
+    }
+
+    fn on_done(&mut self, done: Done) -> Result<(), Exit> {
+        if done.token == Token::DOORBELL {
+            return self.read_mail();
+        }
+        let Name { kind, key } = Name::of(done.token);
+        match kind {
+            CLOSE => self.closing -= 1,
+            // What an earlier attempt left behind.
+            _ if self.attempts.get(key).is_none() => {}
+            CONNECT => self.on_connected(key, &done.outcome),
+            RECV => self.on_received(done.outcome),
+            SEND => self.on_sent(&done.outcome),
+            other => unreachable!("operations of kind {other} are not submitted here"),
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self, kind: u8, key: Key, op: Op) {
+        self.driver.submit(Name { kind, key }.token(), op);
+    }
+
+    fn close(&mut self, key: Key, sock: Sock, how: Ending) {
+        self.attempts.remove(key);
+        self.closing += 1;
+        self.submit(CLOSE, key, Op::Close { sock, how });
+    }
+
+    fn tell_all(&mut self, letter: impl Fn() -> Tell) {
+        for core in &mut self.cores {
+            core.letters.push(letter());
+        }
+    }
+
+    // --- what the others say --------------------------------------------------------------------
+
+    fn read_mail(&mut self) -> Result<(), Exit> {
+        let mut letters = Vec::new();
+        self.mailbox.take(&mut letters);
+        for letter in letters {
+            match letter {
+                Report::Frame(frame) => self.send_frame(frame),
+                Report::Left { core, flows } => self.cores[core].left = Some(flows),
+                Report::Ended { core, is_well } => {
+                    self.cores[core].is_running = false;
+                    let is_asked = !matches!(self.phase, Phase::Serving | Phase::Draining { .. });
+                    if !is_well || !is_asked {
+                        return Err(Exit::failed("a data core's thread died"));
+                    }
+                }
+                Report::Resolved { question, addresses } => self.on_resolved(question, addresses),
+                Report::Stop => self.on_stop(),
+            }
+        }
+        Ok(())
+    }
+
+    // --- stopping -------------------------------------------------------------------------------
+
+    fn on_stop(&mut self) {
+        let now = self.driver.now();
+        match self.phase {
+            Phase::Serving => {
+                let limit = self.settings.flow.drain_timeout;
+                info!("draining, for up to {} s", limit.as_secs_f64());
+                self.phase =
+                    Phase::Draining { until: now + limit, next_line: now + PROGRESS_INTERVAL };
+                self.say_goodbye(limit);
+                self.tell_all(|| Tell::Drain);
+            }
+            Phase::Draining { .. } => self.stop_cores(now),
+            Phase::Stopping { .. } | Phase::Leaving { .. } => {}
+        }
+    }
+
+    fn stop_cores(&mut self, now: Duration) {
+        match self.flows_left() {
+            Some(0) => info!("drained"),
+            left => warn!("stopping with {} flows left", left.unwrap_or_default()),
+        }
+        self.phase = Phase::Stopping { until: now + STOP_DEADLINE };
+        self.tell_all(|| Tell::Stop);
+    }
+
+    /// Flows that are left, once every data core has said how many.
+    fn flows_left(&self) -> Option<usize> {
+        self.cores.iter().map(|core| core.left).sum()
+    }
+
+    fn advance_stop(&mut self, now: Duration) {
+        match self.phase {
+            Phase::Serving => {}
+            Phase::Draining { until, next_line } => {
+                let left = self.flows_left();
+                if left == Some(0) || now >= until {
+                    self.stop_cores(now);
+                } else if now >= next_line {
+                    info!("draining, {} flows left", left.unwrap_or_default());
+                    self.phase = Phase::Draining { until, next_line: now + PROGRESS_INTERVAL };
+                }
+            }
+            Phase::Stopping { until } => {
+                if now >= until || self.cores.iter().all(|core| !core.is_running) {
+                    self.phase = Phase::Leaving { until };
+                    self.leave();
+                }
+            }
+            Phase::Leaving { .. } => self.leave(),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        match self.phase {
+            Phase::Leaving { until } => {
+                let is_left = matches!(self.link, Link::Off) && self.closing == 0;
+                is_left || self.driver.now() >= until
+            }
+            _ => false,
+        }
+    }
+
+    // --- time -----------------------------------------------------------------------------------
+
+    fn next_deadline(&self) -> Option<Duration> {
+        let phase = match self.phase {
+            Phase::Serving => None,
+            Phase::Draining { until, next_line } => Some(until.min(next_line)),
+            Phase::Stopping { until } | Phase::Leaving { until } => Some(until),
+        };
+        let retry = self.tunnels.next_retry().filter(|_| self.is_welcomed());
+        [self.link.deadline(), phase, retry].into_iter().flatten().min()
+    }
+
+    fn on_time(&mut self) -> Result<(), Exit> {
+        let now = self.driver.now();
+        self.advance_stop(now);
+        self.advance_link(now);
+        if self.is_welcomed() {
+            for open in self.tunnels.ask_due(now) {
+                self.link.with_session(|session| session.open_tunnel(open));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why nothing more will be received.
+fn lost_by(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Failed(fault) => fault.to_string(),
+        Outcome::Received { count: 0, .. } => "the gateway has closed it".to_owned(),
+        other => unreachable!("the connection is well: {other:?}"),
+    }
+}

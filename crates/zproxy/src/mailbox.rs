@@ -1,0 +1,46 @@
+//! What the control thread and the data cores tell each other. Bytes of flows never do this.
+
+use std::net::SocketAddr;
+
+use zproxy_proto::id::TunnelId;
+use zproxy_proto::wire::{Abort, Attach, Fin, Frame};
+
+/// From the control thread (or the resolver) to a data core.
+#[derive(Debug)]
+pub(crate) enum Tell {
+    /// Dial a proxy_conn.
+    Dial { to: SocketAddr, attach: Attach },
+    /// A `Start` with this id is for the tunnel of this number.
+    Tunnel { id: TunnelId, number: usize },
+    /// The peer's direction of a flow has ended.
+    Fin(Fin),
+    /// The peer aborts a flow.
+    Abort(Abort),
+    /// The ctl_conn is gone; flows live on.
+    CtlLost,
+    /// The session goes on over another ctl_conn.
+    CtlBack,
+    /// The session is over: its flows are reset and its proxy_conns closed.
+    SessionOver,
+    /// The resolver's answer for the tunnel of this number.
+    Resolved { number: usize, addresses: Vec<SocketAddr> },
+    /// No new flows; report what is left.
+    Drain,
+    /// Close everything and end.
+    Stop,
+}
+
+/// To the control thread.
+#[derive(Debug)]
+pub(crate) enum Report {
+    /// Send this to the gateway.
+    Frame(Frame),
+    /// So many flows are left on a data core that is draining.
+    Left { core: usize, flows: usize },
+    /// A data core has ended; not well when nobody had asked for it.
+    Ended { core: usize, is_well: bool },
+    /// The resolver's answer for the gateway's name, to the question of this number.
+    Resolved { question: u64, addresses: Vec<SocketAddr> },
+    /// The operator asks to stop: finish, and at once when asked again.
+    Stop,
+}

@@ -1,0 +1,331 @@
+//! A data core of the client: owns proxy_conns and local conns, and moves bytes between them.
+//!
+//! A proxy_conn (`conns`) always has a fill outstanding: in idle mode it brings the next `Start`, in
+//! data mode it is the first step of the inbound pump. [`ProxyConn`] decides what its modes mean.
+//! A flow (`flows`) lives from its `Start` to its end, beside its proxy_conn: operations on the local
+//! conn are named by the flow, those that wait on the proxy_conn by the proxy_conn.
+//!
+//! [`ProxyConn`]: zproxy_proto::proxy_conn::ProxyConn
+
+mod conns;
+mod local;
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tracing::error;
+use zproxy_io::{Done, Driver, DriverLost, Ending, Fault, Op, Sock, Token};
+use zproxy_ops::values::HostPort;
+use zproxy_proto::id::{ProxyId, TunnelId};
+use zproxy_proto::limits::ABORT_DEADLINE;
+use zproxy_proto::proxy_conn::Input;
+use zproxy_proto::wire::AbortCode;
+use zproxy_relay::{Key, Keys, Mailbox, Name, Sender, Slots, kind};
+
+use crate::deadlines::Deadlines;
+use crate::flows::{By, End, FlowLimits, Looks};
+use crate::mailbox::{Report, Tell};
+use crate::resolver::Resolver;
+use crate::targets::Target;
+use conns::Conn;
+use local::{Local, Stage};
+
+/// A proxy_conn is being connected.
+const CONNECT_PROXY: u8 = kind::OWNERS;
+/// The opening of a proxy_conn is being sent.
+const OPENING: u8 = kind::OWNERS + 1;
+/// A local conn is being connected.
+const CONNECT_LOCAL: u8 = kind::OWNERS + 2;
+/// Closing is only counted: what it belonged to has been forgotten by then.
+const CLOSE: u8 = kind::OWNERS + 3;
+
+/// A local service.
+#[derive(Clone, Debug)]
+pub(crate) struct Service {
+    /// The tunnel's name.
+    pub(crate) name: String,
+    pub(crate) target: Target,
+}
+
+impl Service {
+    pub(crate) fn new(name: String, local: HostPort) -> Self {
+        Self { name, target: Target::new(local) }
+    }
+}
+
+/// What a worker is made with.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    /// Index of the data core.
+    pub(crate) core: usize,
+    pub(crate) services: Vec<Service>,
+    pub(crate) limits: FlowLimits,
+    pub(crate) resolver: Resolver,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    Draining,
+    Stopping,
+}
+
+/// One data core.
+pub(crate) struct Worker<D: Driver> {
+    core: usize,
+    driver: D,
+    mailbox: Mailbox<Tell>,
+    control: Sender<Report>,
+    /// Collected for the control thread until the end of the turn.
+    reports: Vec<Report>,
+    resolver: Resolver,
+    services: Vec<Service>,
+    /// Which service a tunnel id of this session means.
+    tunnels: HashMap<TunnelId, usize>,
+    conns: Slots<Conn>,
+    by_id: HashMap<ProxyId, Key>,
+    /// Proxy_conns that are not open yet.
+    dialling: usize,
+    /// Whether the last one could not be opened.
+    is_proxy_unreachable: bool,
+    flows: Slots<Local>,
+    looks: Looks,
+    proxy_dials: Deadlines,
+    local_dials: Deadlines,
+    aborts: Deadlines,
+    /// Closes that have not come home.
+    closing: usize,
+    phase: Phase,
+    /// The number of flows last reported.
+    reported: Option<usize>,
+}
+
+impl<D: Driver> Worker<D> {
+    pub(crate) fn new(
+        plan: Plan,
+        driver: D,
+        mailbox: Mailbox<Tell>,
+        control: Sender<Report>,
+    ) -> Self {
+        Self {
+            core: plan.core,
+            driver,
+            mailbox,
+            control,
+            reports: Vec::new(),
+            resolver: plan.resolver,
+            services: plan.services,
+            tunnels: HashMap::new(),
+            conns: Slots::default(),
+            by_id: HashMap::new(),
+            dialling: 0,
+            is_proxy_unreachable: false,
+            flows: Slots::default(),
+            looks: Looks::new(plan.limits),
+            proxy_dials: Deadlines::new(plan.limits.connect),
+            local_dials: Deadlines::new(plan.limits.connect),
+            aborts: Deadlines::new(ABORT_DEADLINE),
+            closing: 0,
+            phase: Phase::Serving,
+            reported: None,
+        }
+    }
+
+    /// Serves until it is told to stop.
+    pub(crate) fn run(mut self) {
+        if let Err(lost) = self.serve() {
+            error!("thread=data-{} {lost}", self.core);
+            // Whoever hears of the panic ends the program.
+            panic!("{lost}");
+        }
+    }
+
+    fn serve(&mut self) -> Result<(), DriverLost> {
+        let mut done = Vec::new();
+        while self.phase != Phase::Stopping || self.closing > 0 {
+            let until = self.next_deadline();
+            self.driver.wait(until, &mut done)?;
+            for done in done.drain(..) {
+                self.on_done(done);
+            }
+            self.on_time();
+            self.report();
+        }
+        Ok(())
+    }
+
+    fn report(&mut self) {
+        let flows = self.flows.len();
+        if self.phase == Phase::Draining && self.reported != Some(flows) {
+            self.reported = Some(flows);
+            self.reports.push(Report::Left { core: self.core, flows });
+        }
+        self.control.send_all(&mut self.reports);
+    }
+
+    fn on_done(&mut self, done: Done) {
+        if done.token == Token::DOORBELL {
+            return self.read_mail();
+        }
+        let Name { kind, key } = Name::of(done.token);
+        match kind {
+            CONNECT_PROXY => self.on_proxy_connected(key, &done.outcome),
+            OPENING => self.on_opening_sent(key, &done.outcome),
+            CONNECT_LOCAL => self.on_local_connected(key, &done.outcome),
+            CLOSE => self.closing -= 1,
+            kind::FILL_FAR | kind::WATCH_FAR => self.on_conn(key, kind, done.outcome),
+            _ => self.on_flow(key, kind, done.outcome),
+        }
+    }
+
+    fn close(&mut self, sock: Sock, how: Ending) {
+        self.closing += 1;
+        // The key means nothing here; any will do.
+        let token = Token(u64::from(CLOSE) << 56);
+        self.driver.submit(token, Op::Close { sock, how });
+    }
+
+    // --- what the control thread says ------------------------------------------------------------
+
+    fn read_mail(&mut self) {
+        let mut letters = Vec::new();
+        self.mailbox.take(&mut letters);
+        for letter in letters {
+            match letter {
+                Tell::Dial { to, attach } => self.dial_proxy(to, attach),
+                Tell::Tunnel { id, number } => self.on_tunnel(id, number),
+                Tell::Fin(fin) => self.on_frame(fin.proxy, Input::PeerFin(fin.flow, fin.bytes)),
+                Tell::Abort(abort) => {
+                    self.on_frame(abort.proxy, Input::PeerAbort(abort.flow, abort.code));
+                }
+                Tell::CtlLost => self.on_ctl_lost(),
+                Tell::CtlBack => self.handle_all(Input::CtlBack),
+                Tell::SessionOver => self.drop_session(End::Reset, By::Gateway),
+                Tell::Resolved { number, addresses } => self.on_resolved(number, &addresses),
+                Tell::Drain => self.drain(),
+                Tell::Stop => {
+                    self.phase = Phase::Stopping;
+                    self.drop_session(End::Shutdown, By::Zproxy);
+                }
+            }
+        }
+    }
+
+    fn on_frame(&mut self, proxy: ProxyId, input: Input) {
+        // A frame about a proxy_conn that is closed already is late.
+        if let Some(&key) = self.by_id.get(&proxy) {
+            self.handle(key, input);
+        }
+    }
+
+    fn on_tunnel(&mut self, id: TunnelId, number: usize) {
+        self.tunnels.insert(id, number);
+        let waits = |flow: &Local| matches!(flow.stage, Stage::Unknown { tunnel } if tunnel == id);
+        let keys = self.flows.iter().filter(|(_, flow)| waits(flow)).map(|(key, _)| key);
+        for key in keys.collect::<Vec<_>>() {
+            self.find_target(key, number);
+        }
+    }
+
+    /// Conns that are not attached would come with the name of a ctl_conn that is no more.
+    fn on_ctl_lost(&mut self) {
+        for key in self.conn_keys(Conn::is_opening) {
+            self.drop_conn(key, Ending::Reset);
+        }
+        self.handle_all(Input::CtlLost);
+    }
+
+    fn handle_all(&mut self, input: Input) {
+        for key in self.conn_keys(|conn| !conn.is_opening()) {
+            self.handle(key, input);
+        }
+    }
+
+    fn conn_keys(&self, wanted: impl Fn(&Conn) -> bool) -> Vec<Key> {
+        self.conns.iter().filter(|(_, conn)| wanted(conn)).map(|(key, _)| key).collect()
+    }
+
+    /// Closes everything that belongs to the session.
+    fn drop_session(&mut self, end: End, by: By) {
+        let flows: Vec<_> = self.flows.iter().map(|(key, _)| key).collect();
+        for key in flows {
+            self.finish(key, end, by);
+        }
+        for key in self.conn_keys(|_| true) {
+            let is_quiet = self.conns.get(key).is_some_and(Conn::is_idle);
+            self.drop_conn(key, if is_quiet { Ending::Clean } else { Ending::Reset });
+        }
+        self.tunnels.clear();
+    }
+
+    /// Flows that have begun may finish; a `Start` that comes now is refused.
+    fn drain(&mut self) {
+        self.phase = Phase::Draining;
+        for key in self.conn_keys(Conn::is_opening) {
+            self.drop_conn(key, Ending::Reset);
+        }
+    }
+
+    // --- time -----------------------------------------------------------------------------------
+
+    fn next_deadline(&mut self) -> Option<Duration> {
+        let (conns, flows) = (&self.conns, &self.flows);
+        let opening = |key| conns.get(key).is_some_and(Conn::is_opening);
+        let dialling = |key| flows.get(key).is_some_and(Local::is_dialling);
+        let aborting = |key| conns.get(key).is_some_and(Conn::is_aborting);
+        let deadlines = [
+            self.proxy_dials.next(opening),
+            self.local_dials.next(dialling),
+            self.aborts.next(aborting),
+            self.looks.next(),
+        ];
+        deadlines.into_iter().flatten().min()
+    }
+
+    fn on_time(&mut self) {
+        let now = self.driver.now();
+        while let Some(key) = self.proxy_dials.pop_due(now) {
+            if self.conns.get(key).is_some_and(Conn::is_opening) {
+                self.fail_opening(key, Fault::TimedOut);
+            }
+        }
+        while let Some(key) = self.local_dials.pop_due(now) {
+            if let Some(flow) = self.flows.get(key).filter(|flow| flow.is_dialling()) {
+                let code = match flow.stage {
+                    Stage::Unknown { .. } => AbortCode::NoTunnel,
+                    _ => AbortCode::Timeout,
+                };
+                self.fail_start(key, code);
+            }
+        }
+        while let Some(key) = self.aborts.pop_due(now) {
+            if self.conns.get(key).is_some_and(Conn::is_aborting) {
+                self.handle(key, Input::Deadline);
+            }
+        }
+        if self.looks.is_due(now) {
+            self.look(now);
+        }
+    }
+
+    fn look(&mut self, now: Duration) {
+        let mut overdue = Vec::new();
+        for (key, local) in self.flows.iter_mut() {
+            if let Stage::Flowing { flow, .. } = &mut local.stage {
+                let keys = Keys { flow: key, far: local.conn };
+                let still = flow.look(&mut self.driver, keys);
+                let conn = self.conns.get(local.conn);
+                let is_half_closed = conn.is_some_and(Conn::is_half_closed);
+                if self.looks.is_overdue(still, is_half_closed) {
+                    overdue.push(local.conn);
+                }
+            }
+        }
+        for conn in overdue {
+            self.handle(conn, Input::Deadline);
+        }
+        if !self.flows.is_empty() {
+            self.looks.want(now);
+        }
+    }
+}
