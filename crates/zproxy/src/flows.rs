@@ -261,7 +261,7 @@ mod tests {
         let looks = Looks::new(limits(None, None));
         assert!(!looks.is_overdue(u32::MAX, true));
         let looks = Looks::new(limits(Some(10_000), Some(3_000)));
-        assert_eq!((looks.is_overdue(9, false), looks.is_overdue(10, false)), (false, true));
+        assert_eq!((looks.is_overdue(13, false), looks.is_overdue(14, false)), (false, true));
         let looks = Looks::new(limits(None, Some(400)));
         assert_eq!(looks.interval, Duration::from_millis(100));
         assert_eq!((looks.is_overdue(4, false), looks.is_overdue(4, true)), (false, true));

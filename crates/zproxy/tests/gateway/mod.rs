@@ -1,0 +1,290 @@
+//! A gateway in the hands of a test: it does nothing by itself and says only what it is told to.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use zproxy_io::{Open, RelayMode, Uring};
+use zproxy_proto::auth::{self, Nonce, Ticket, Token};
+use zproxy_proto::control::{GatewayConfig, GatewayEvent, GatewaySession, Heartbeat, Session};
+use zproxy_proto::id::{CtlId, FlowId, ProxyId, ServerId, TunnelId};
+use zproxy_proto::limits::PROXY_OPENING_SIZE;
+use zproxy_proto::wire::{self, OpenProxy, Start, TunnelOpen};
+
+/// Nothing here takes longer, unless it hangs.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+const TOKEN: &str = "a token for tests";
+/// The only tunnel.
+pub(crate) const TUNNEL: TunnelId = TunnelId(7);
+
+/// Runs a test on every backend that this machine offers.
+pub(crate) fn on_every_backend(test: impl Fn(&'static str)) {
+    test("epoll");
+    match Uring::open(None, RelayMode::Auto) {
+        Ok(_) => test("uring"),
+        Err(why) => eprintln!("not on uring: {why}"),
+    }
+}
+
+/// A running client and the gateway that it dials.
+pub(crate) struct World {
+    pub(crate) client: Child,
+    /// Lines of its stdout.
+    pub(crate) lines: Receiver<String>,
+    dir: TempDir,
+    ctl_listener: TcpListener,
+    proxy_listener: TcpListener,
+    sessions: u8,
+}
+
+impl World {
+    /// Starts a client with one tunnel to `local`.
+    pub(crate) fn start(backend: &str, local: SocketAddr) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let ctl_listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let proxy_listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = ctl_listener.local_addr().unwrap();
+        let mut client = start_client(backend, dir.path(), server, local);
+        let out = BufReader::new(client.stdout.take().unwrap());
+        let (tell, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            out.lines().map_while(Result::ok).try_for_each(|line| tell.send(line))
+        });
+        Self { client, lines, dir, ctl_listener, proxy_listener, sessions: 0 }
+    }
+
+    /// The next line on stdout.
+    pub(crate) fn line(&self) -> String {
+        self.lines.recv_timeout(PATIENCE).expect("a line on stdout")
+    }
+
+    /// What it has logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Waits for a ctl_conn and shakes hands.
+    pub(crate) fn accept(&mut self) -> Ctl {
+        self.sessions += 1;
+        let stream = accept(&self.ctl_listener);
+        let config = GatewayConfig {
+            token: Token::parse(TOKEN).unwrap(),
+            server_id: ServerId::from_random([1; 16]),
+            nonce: Nonce([self.sessions; 32]),
+            data_cores: 1,
+            heartbeat: Heartbeat::default(),
+        };
+        let (began, session) = (Instant::now(), GatewaySession::new(config, Duration::ZERO));
+        let mut ctl = Ctl {
+            stream,
+            session,
+            began,
+            ctl_id: CtlId([self.sessions; 16]),
+            proxy_port: self.proxy_listener.local_addr().unwrap().port(),
+            resume: None,
+            epoch: u64::from(self.sessions),
+        };
+        ctl.resume = ctl.until(|event| match event {
+            GatewayEvent::Authenticated(hello) => Some(hello.resume),
+            _ => None,
+        });
+        ctl
+    }
+
+    /// Waits for a ctl_conn, welcomes the client and opens its tunnel.
+    pub(crate) fn serve(&mut self) -> Ctl {
+        let mut ctl = self.accept();
+        let resumed = ctl.resume.is_some();
+        ctl.welcome(resumed);
+        ctl.open_tunnel("127.0.0.1:2000".parse().unwrap());
+        ctl
+    }
+
+    /// Asks for a proxy_conn and waits until it has said who it is.
+    pub(crate) fn proxy(&self, ctl: &mut Ctl) -> Proxy {
+        ctl.session.open_proxy(OpenProxy { core: 0, count: 1 });
+        ctl.flush();
+        let mut stream = accept(&self.proxy_listener);
+        let mut opening = [0; PROXY_OPENING_SIZE];
+        stream.read_exact(&mut opening).unwrap();
+        let attach = wire::decode_proxy_opening(&opening).unwrap().unwrap();
+        assert_eq!((attach.ctl_id, attach.proxy.gateway_core()), (ctl.ctl_id, 0));
+        let key = ctl.session.session_key().unwrap();
+        assert!(auth::verify_attach_mac(key, attach.ctl_id, attach.proxy, &attach.mac));
+        Proxy { stream, id: attach.proxy }
+    }
+
+    /// Sends a signal by name.
+    pub(crate) fn signal(&self, name: &str) {
+        let command = format!("kill -{name} {}", self.client.id());
+        assert!(Command::new("sh").args(["-c", &command]).status().unwrap().success());
+    }
+
+    /// Waits for the client's end.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.client.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < until, "the client does not end:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = self.client.kill();
+        let _ = self.client.wait();
+        if std::thread::panicking() {
+            eprintln!("the client said:\n{}", self.log());
+        }
+    }
+}
+
+fn start_client(backend: &str, dir: &Path, server: SocketAddr, local: SocketAddr) -> Child {
+    let log = fs::File::create(dir.join("log")).unwrap();
+    Command::new(env!("CARGO_BIN_EXE_zproxy"))
+        .args(["--server", &server.to_string(), "--local", &local.to_string(), "--name", "web"])
+        .args(["--backend", backend, "--work_thread_nums=1", "--log-level", "trace"])
+        .args(["--connect-timeout", "10", "--state-dir"])
+        .arg(dir.join("state"))
+        .env("ZPROXY_TOKEN", TOKEN)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
+
+/// A ctl_conn.
+pub(crate) struct Ctl {
+    stream: TcpStream,
+    pub(crate) session: GatewaySession,
+    began: Instant,
+    ctl_id: CtlId,
+    proxy_port: u16,
+    epoch: u64,
+    /// The ticket that the client came with.
+    pub(crate) resume: Option<Ticket>,
+}
+
+impl Ctl {
+    pub(crate) fn welcome(&mut self, resumed: bool) {
+        let welcome = Session {
+            ctl_id: self.ctl_id,
+            epoch: self.epoch,
+            proxy_port: self.proxy_port,
+            resumed,
+            ticket: Ticket([9; 32]),
+            tunnels_max: 10,
+        };
+        self.session.welcome(welcome, self.began.elapsed());
+        self.flush();
+    }
+
+    /// Waits for the client to ask and says yes.
+    pub(crate) fn open_tunnel(&mut self, public: SocketAddr) {
+        let name = self.until(|event| match event {
+            GatewayEvent::OpenTunnel(open) => Some(open.name),
+            _ => None,
+        });
+        self.session.tunnel_open(TunnelOpen { name, tunnel: TUNNEL, public });
+        self.flush();
+    }
+
+    /// Sends what there is to send.
+    pub(crate) fn flush(&mut self) {
+        while let Some(bytes) = self.session.poll_transmit() {
+            self.stream.write_all(&bytes).unwrap();
+        }
+    }
+
+    /// Waits for an event that is the wanted one; any other before it is a failure.
+    pub(crate) fn until<T>(&mut self, wanted: impl Fn(GatewayEvent) -> Option<T>) -> T {
+        let mut bytes = [0; 4096];
+        loop {
+            self.flush();
+            if let Some(event) = self.session.poll_event() {
+                let text = format!("{event:?}");
+                return wanted(event).unwrap_or_else(|| panic!("not expected: {text}"));
+            }
+            let count = self.stream.read(&mut bytes).expect("the client says something");
+            assert!(count > 0, "the client has closed the ctl_conn");
+            self.session.handle_bytes(&bytes[..count], self.began.elapsed());
+        }
+    }
+}
+
+/// A proxy_conn.
+pub(crate) struct Proxy {
+    pub(crate) stream: TcpStream,
+    pub(crate) id: ProxyId,
+}
+
+impl Proxy {
+    /// A start and payload right behind it.
+    pub(crate) fn start(&mut self, serial: u64, payload: &[u8]) -> FlowId {
+        let (flow, start) = start(serial);
+        self.stream.write_all(&[&start, payload].concat()).unwrap();
+        flow
+    }
+}
+
+/// The name of a flow and the bytes of its start.
+pub(crate) fn start(serial: u64) -> (FlowId, Vec<u8>) {
+    let flow = FlowId::new(0, serial);
+    (flow, Start { tunnel: TUNNEL, flow }.encode().to_vec())
+}
+
+/// Accepts a connection in time.
+pub(crate) fn accept(listener: &TcpListener) -> TcpStream {
+    listener.set_nonblocking(true).unwrap();
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false).unwrap();
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                stream.set_write_timeout(Some(PATIENCE)).unwrap();
+                return stream;
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                assert!(Instant::now() < until, "nobody connects");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// A LocalServer, and where it is.
+pub(crate) fn local_server() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = listener.local_addr().unwrap();
+    (listener, at)
+}
+
+/// Reads exactly these bytes.
+pub(crate) fn expect(stream: &mut TcpStream, bytes: &[u8]) {
+    let mut got = vec![0; bytes.len()];
+    stream.read_exact(&mut got).unwrap();
+    assert!(got == bytes, "other bytes came");
+}
+
+/// Reads the end of the stream.
+pub(crate) fn expect_end(stream: &mut TcpStream) {
+    assert_eq!(stream.read(&mut [0; 16]).map_err(|error| error.kind()), Ok(0));
+}
+
+/// Reads a reset.
+pub(crate) fn expect_reset(stream: &mut TcpStream) {
+    let result: io::Result<usize> = stream.read(&mut [0; 16]);
+    assert_eq!(result.map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
+}
