@@ -94,8 +94,8 @@ both_backends! {
         let plan = world.gateway().without_token();
         let state_dir = plan.state_dir().to_owned();
         let gateway = plan.start();
-        let said = format!("{}\n{}", gateway.out.text(), gateway.err.text());
-        assert!(said.contains("zproxy --server"), "no command that starts a client in:\n{said}");
+        let is_command = |line: &str| line.contains("zproxy --server");
+        gateway.out.wait_for("a command that starts a client", Duration::from_secs(10), is_command);
         let files = std::fs::read_dir(state_dir).expect("state");
         let token = files
             .flatten()

@@ -40,8 +40,8 @@ pub const TOKEN_RANDOM_SIZE: usize = 32;
 
 /// Time from accept (or connect) to an authenticated peer. Later: closed and counted.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
-/// Connections on the ctl and proxy ports that have not authenticated yet. At the limit accepting
-/// pauses until one has succeeded, failed, or met its deadline.
+/// Connections on the ctl and proxy ports that have not authenticated yet. At the limit the oldest of
+/// them makes room: an honest peer is done within a few round trips.
 pub const UNAUTHENTICATED_MAX: usize = 1024;
 /// Clients with a session, live or in grace. More: `Refused{limit}`.
 pub const CLIENTS_MAX: usize = 4096;

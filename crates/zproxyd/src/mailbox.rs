@@ -45,6 +45,9 @@ pub(crate) enum Report {
     Frame { session: SessionNo, frame: Frame },
     /// Ask the client for so many proxy_conns for this data core.
     Want { session: SessionNo, core: u16, count: u16 },
+    /// This data core serves the tunnel, and no older listener of its is open any more: whoever
+    /// connects from now on is served by the tunnel.
+    Serving { tunnel: TunnelId },
     /// While draining: public connections left on this data core.
     Left { core: u16, publics: usize },
     /// The data core has ended; without an error when it was told to.

@@ -8,7 +8,7 @@
 mod sessions;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use zproxy_io::{Done, Driver, DriverLost, Ending, Op, Outcome, Sock, Token as Op
 use zproxy_ops::signals::Stop;
 use zproxy_proto::auth::{self, Nonce, Token};
 use zproxy_proto::control::{End, GatewayConfig, GatewayEvent, GatewaySession, Heartbeat};
-use zproxy_proto::id::{CtlId, ServerId};
+use zproxy_proto::id::{CtlId, ServerId, TunnelId};
 use zproxy_proto::limits::{HANDSHAKE_DEADLINE, PROXY_OPENING_SIZE, UNAUTHENTICATED_MAX};
 use zproxy_proto::registry::Registry;
 use zproxy_proto::wire::{self, Frame, GoAway, OpenProxy};
@@ -25,7 +25,7 @@ use zproxy_relay::{Key, Mailbox, Name, Sender, Slots};
 
 use crate::mailbox::{Report, SessionNo, Tell};
 use crate::random;
-use sessions::Session;
+use sessions::{Opening, Session};
 
 const ACCEPT: u8 = 0;
 const RECV: u8 = 1;
@@ -116,9 +116,13 @@ pub(crate) struct Control<D: Driver> {
     doors: Slots<Door>,
     peers: Slots<Peer>,
     unauthenticated: usize,
+    /// Peers in the order of their arrival, so that the oldest stranger can make room.
+    arrivals: VecDeque<Key>,
     registry: Registry,
     sessions: HashMap<SessionNo, Session>,
     by_ctl_id: HashMap<CtlId, SessionNo>,
+    /// Tunnels that not every data core serves yet.
+    opening: HashMap<TunnelId, Opening>,
     alarms: BinaryHeap<Reverse<(Duration, Key)>>,
     token: Token,
     server_id: ServerId,
@@ -142,9 +146,11 @@ impl<D: Driver> Control<D> {
             doors: Slots::default(),
             peers: Slots::default(),
             unauthenticated: 0,
+            arrivals: VecDeque::new(),
             registry: parts.registry,
             sessions: HashMap::new(),
             by_ctl_id: HashMap::new(),
+            opening: HashMap::new(),
             alarms: BinaryHeap::new(),
             token: parts.token,
             server_id: parts.server_id,
@@ -260,10 +266,8 @@ impl<D: Driver> Control<D> {
     }
 
     fn on_peer(&mut self, kind: DoorKind, sock: Sock, addr: Option<SocketAddr>) {
-        if self.unauthenticated >= UNAUTHENTICATED_MAX {
-            self.counts.crowded_out += 1;
-            self.close_stray(sock);
-            return;
+        while self.unauthenticated >= UNAUTHENTICATED_MAX {
+            self.crowd_out();
         }
         self.unauthenticated += 1;
         let now = self.driver.now();
@@ -285,8 +289,36 @@ impl<D: Driver> Control<D> {
         };
         let (is_sending, is_closing, alarm) = (false, false, None);
         let key = self.peers.insert(Peer { sock, addr, kind, is_sending, is_closing, alarm });
+        self.arrivals.push_back(key);
+        self.trim_arrivals();
         self.receive(key, Vec::new());
         self.set_alarm(key);
+    }
+
+    /// Closes the oldest stranger. An honest peer is done with its handshake in a few round trips, so
+    /// it is among the youngest, and a crowd of silent ones does not keep it out.
+    fn crowd_out(&mut self) {
+        let oldest = self.arrivals.pop_front().expect("strangers are counted and listed");
+        let Some(peer) = self.peers.get(oldest) else { return };
+        let is_known = matches!(peer.kind, PeerKind::Ctl { session: Some(_), .. });
+        if !is_known && !peer.is_closing {
+            self.counts.crowded_out += 1;
+            self.close_peer(oldest, Ending::Reset);
+        }
+    }
+
+    /// Forgets arrivals that are strangers no more.
+    fn trim_arrivals(&mut self) {
+        if self.arrivals.len() <= 2 * UNAUTHENTICATED_MAX {
+            return;
+        }
+        let peers = &self.peers;
+        self.arrivals.retain(|key| {
+            peers.get(*key).is_some_and(|peer| {
+                let is_known = matches!(peer.kind, PeerKind::Ctl { session: Some(_), .. });
+                !is_known && !peer.is_closing
+            })
+        });
     }
 
     fn receive(&mut self, key: Key, buf: Vec<u8>) {
@@ -543,6 +575,7 @@ impl<D: Driver> Control<D> {
             Report::Want { session, core, count } => {
                 self.send_frame(session, Frame::OpenProxy(OpenProxy { core, count }));
             }
+            Report::Serving { tunnel } => self.on_serving(tunnel),
             Report::Left { core, publics } => {
                 if let Course::Draining { left, .. } = &mut self.course {
                     left[usize::from(core)] = publics;

@@ -32,6 +32,14 @@ pub(super) struct Session {
     client: String,
 }
 
+/// A tunnel that not every data core serves yet.
+pub(super) struct Opening {
+    session: SessionNo,
+    tunnel: Tunnel,
+    public: std::net::SocketAddr,
+    cores_left: usize,
+}
+
 impl<D: Driver> Control<D> {
     pub(super) fn machine(&mut self, key: Key) -> Option<&mut GatewaySession> {
         match &mut self.peers.get_mut(key)?.kind {
@@ -184,6 +192,7 @@ impl<D: Driver> Control<D> {
         if let Some(entry) = self.sessions.remove(&session) {
             self.by_ctl_id.remove(&entry.ctl_id);
         }
+        self.opening.retain(|_, opening| opening.session != session);
         self.tell_all(|| Tell::SessionOver { session });
     }
 
@@ -246,15 +255,33 @@ impl<D: Driver> Control<D> {
             Some(Decision::Bind(binding)) => match self.bind(binding) {
                 Ok((tunnel, (handles, public))) => {
                     info!("session={session} tunnel={} open public={public}", tunnel.name);
+                    let id = tunnel.id;
+                    let cores_left = handles.len();
                     for (core, listener) in (0u16..).zip(handles) {
-                        let (tunnel, name) = (tunnel.id, tunnel.name.to_string());
-                        self.tell(core, Tell::Tunnel { session, tunnel, name, listener });
+                        let name = tunnel.name.to_string();
+                        self.tell(core, Tell::Tunnel { session, tunnel: id, name, listener });
                     }
-                    self.say_open(key, &tunnel, public);
+                    let opening = Opening { session, tunnel, public, cores_left };
+                    self.opening.insert(id, opening);
                 }
                 Err(refusal) => self.say_refused(key, session, &wish.name, refusal),
             },
         }
+    }
+
+    /// One more data core serves a tunnel; when all do, the client is told.
+    pub(super) fn on_serving(&mut self, tunnel: TunnelId) {
+        let Some(opening) = self.opening.get_mut(&tunnel) else { return };
+        opening.cores_left -= 1;
+        if opening.cores_left > 0 {
+            return;
+        }
+        let opening = self.opening.remove(&tunnel).expect("it was there a moment ago");
+        let peer = self.sessions.get(&opening.session).and_then(|entry| entry.peer);
+        // Without a ctl_conn: the client asks again when it is back.
+        let Some(key) = peer else { return };
+        self.say_open(key, &opening.tunnel, opening.public);
+        self.advance(key);
     }
 
     /// Tries the candidates of a binding.

@@ -190,7 +190,7 @@ impl<D: Driver> Worker<D> {
 /// The words of a flow's line for an end that was not clean, and who caused it.
 fn describe(why: Why) -> (String, By) {
     match why {
-        Why::PeerClosed | Why::ProxyFailed => ("proxy_conn_lost".to_owned(), By::Client),
+        Why::PeerClosed | Why::ProxyFailed => ("reset".to_owned(), By::Client),
         Why::Retired | Why::EndedInBand | Why::ReleaseLost => ("clean".to_owned(), By::Gateway),
         Why::Missing(bytes) => (format!("short_by_{bytes}"), By::Client),
         Why::Violation(_) => ("protocol".to_owned(), By::Client),

@@ -170,6 +170,11 @@ pub(crate) struct Worker<D: Driver> {
     limits: Limits,
     listeners: Slots<Listener>,
     tunnels: HashMap<TunnelId, Tunnel>,
+    /// Listeners that are being closed.
+    listeners_closing: usize,
+    /// Tunnels that are reported as served when no listener is being closed any more: an old one may
+    /// be on the same port.
+    unreported: Vec<TunnelId>,
     sessions: HashMap<SessionNo, Session>,
     conns: Slots<Conn>,
     publics: Slots<Public>,
@@ -204,6 +209,8 @@ impl<D: Driver> Worker<D> {
             limits,
             listeners: Slots::default(),
             tunnels: HashMap::new(),
+            listeners_closing: 0,
+            unreported: Vec::new(),
             sessions: HashMap::new(),
             conns: Slots::default(),
             publics: Slots::default(),
@@ -261,7 +268,7 @@ impl<D: Driver> Worker<D> {
             kind::FILL_FAR => self.on_conn_filled(name.key, done.outcome),
             CLOSE_PUBLIC => drop(self.publics.remove(name.key)),
             CLOSE_CONN => drop(self.conns.remove(name.key)),
-            CLOSE_LISTENER => drop(self.listeners.remove(name.key)),
+            CLOSE_LISTENER => self.on_listener_closed(name.key),
             CLOSE_STRAY => {}
             flow_kind => self.on_flow_done(name.key, flow_kind, done.outcome),
         }

@@ -13,7 +13,7 @@ use super::{
     ACCEPT, Accepting, Bound, By, CLOSE_LISTENER, CLOSE_PUBLIC, Course, LOOK_INTERVAL, Life,
     Listener, Public, PublicState, Tunnel, Worker,
 };
-use crate::mailbox::SessionNo;
+use crate::mailbox::{Report, SessionNo};
 
 impl<D: Driver> Worker<D> {
     pub(super) fn open_tunnel(
@@ -33,6 +33,21 @@ impl<D: Driver> Worker<D> {
         self.tunnels.insert(tunnel, Tunnel { name, listener: key });
         let accept = Name { kind: ACCEPT, key };
         self.driver.submit(accept.token(), Op::Accept { listener: sock });
+        self.unreported.push(tunnel);
+        self.report_served();
+    }
+
+    fn report_served(&mut self) {
+        if self.listeners_closing == 0 {
+            let served = self.unreported.drain(..).map(|tunnel| Report::Serving { tunnel });
+            self.outgoing.extend(served);
+        }
+    }
+
+    pub(super) fn on_listener_closed(&mut self, key: Key) {
+        self.listeners.remove(key);
+        self.listeners_closing -= 1;
+        self.report_served();
     }
 
     pub(super) fn close_tunnel(&mut self, tunnel: TunnelId) {
@@ -44,6 +59,7 @@ impl<D: Driver> Worker<D> {
     fn close_listener(&mut self, key: Key) {
         let Some(listener) = self.listeners.get_mut(key) else { return };
         listener.state = Accepting::Off;
+        self.listeners_closing += 1;
         let sock = listener.sock;
         self.submit_close(CLOSE_LISTENER, key, sock, Ending::Clean);
     }
@@ -152,14 +168,14 @@ impl<D: Driver> Worker<D> {
         let now = self.driver.now();
         let proxy = self.conns.get(bound.conn).map(|conn| conn.proxy);
         info!(
-            "flow={} {} proxy={} in={} out={} ms={} bind_us={} end={end} by={}",
+            "flow={} {} proxy={} in={} out={} ms={} bind_ms={:.3} end={end} by={}",
             bound.id,
             self.describe(public),
             proxy.map_or_else(|| "gone".to_owned(), |proxy| proxy.to_string()),
             bound.flow.outbound.put(),
             bound.flow.inbound.put(),
             now.saturating_sub(public.accepted_at).as_millis(),
-            bound.bound_at.saturating_sub(public.accepted_at).as_micros(),
+            bound.bound_at.saturating_sub(public.accepted_at).as_secs_f64() * 1e3,
             by.name()
         );
         self.close_public(key, how);
