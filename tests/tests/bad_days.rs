@@ -232,7 +232,7 @@ both_backends! {
         });
         echo_once(&flow, 3).expect("an echo afterwards");
         let said = gateway.err.matching(short).len();
-        assert!(said <= 60, "said {said} times altogether");
+        assert!(said <= 4 * (world.cores_count() + 1), "said {said} times altogether");
     }
 
     /// Peers that never read stall their own flows only: memory stays bounded, other flows run at

@@ -10,9 +10,11 @@
 mod flow;
 mod mailbox;
 mod pump;
+mod shortage;
 mod slots;
 
 pub use flow::{Direction, End, Flow, Heard, Keys, kind};
 pub use mailbox::{Mailbox, Sender};
 pub use pump::{Pump, Side, Step};
+pub use shortage::Shortage;
 pub use slots::{Key, Name, Slots};

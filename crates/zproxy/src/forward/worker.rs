@@ -176,7 +176,7 @@ impl<D: Driver> Worker<D> {
         let links = &self.links;
         let dial = self.dial_deadlines.next(|key| links.get(key).is_some_and(Link::is_dialling));
         let pauses =
-            self.listeners.iter().filter_map(|(_, listener)| listener.accepting.resume_at());
+            self.listeners.iter().filter_map(|(_, listener)| listener.accepting.poll_timeout());
         pauses.chain(dial).chain(self.looks.next()).min()
     }
 
@@ -187,7 +187,7 @@ impl<D: Driver> Worker<D> {
             }
         }
         for (key, listener) in self.listeners.iter_mut() {
-            if listener.accepting.is_due(now) {
+            if listener.accepting.is_due(now, &self.routes[listener.route].at) {
                 let token = Name { kind: ACCEPT, key }.token();
                 self.driver.submit(token, Op::Accept { listener: listener.sock });
             }
@@ -279,8 +279,6 @@ impl<D: Driver> Worker<D> {
         let listener = self.listeners.get_mut(key);
         match (outcome, listener) {
             (Outcome::Accepted { sock, peer }, Some(listener)) => {
-                let at = self.routes[listener.route].at;
-                listener.accepting.on_accepted(&at);
                 let route = listener.route;
                 self.open(route, sock, peer, now);
             }

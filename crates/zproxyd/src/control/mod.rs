@@ -21,7 +21,7 @@ use zproxy_proto::id::{CtlId, ServerId, TunnelId};
 use zproxy_proto::limits::{HANDSHAKE_DEADLINE, PROXY_OPENING_SIZE, UNAUTHENTICATED_MAX};
 use zproxy_proto::registry::Registry;
 use zproxy_proto::wire::{self, Frame, GoAway, OpenProxy};
-use zproxy_relay::{Key, Mailbox, Name, Sender, Slots};
+use zproxy_relay::{Key, Mailbox, Name, Sender, Shortage, Slots};
 
 use crate::mailbox::{Report, SessionNo, Tell};
 use crate::random;
@@ -34,8 +34,6 @@ const CLOSE: u8 = 3;
 const CLOSE_DOOR: u8 = 4;
 const CLOSE_STRAY: u8 = 5;
 
-/// Out of descriptors: accept again after so long.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The most that is taken from a ctl_conn at once.
 const RECV_MAX: usize = 16 << 10;
 /// While draining, progress is logged so often at most.
@@ -69,8 +67,6 @@ struct Door {
     kind: DoorKind,
     /// Out of descriptors until then.
     paused_until: Option<Duration>,
-    /// Whether the pause has been logged and its end has not.
-    is_short: bool,
 }
 
 /// A connection behind a door.
@@ -130,6 +126,7 @@ pub(crate) struct Control<D: Driver> {
     proxy_port: u16,
     public_bind: std::net::IpAddr,
     drain_timeout: Duration,
+    shortage: Shortage,
     counts: Counts,
     counts_logged_at: Duration,
     course: Course,
@@ -158,6 +155,7 @@ impl<D: Driver> Control<D> {
             proxy_port: parts.proxy_port,
             public_bind: parts.public_bind,
             drain_timeout: parts.drain_timeout,
+            shortage: Shortage::default(),
             counts: Counts::default(),
             counts_logged_at: Duration::ZERO,
             course: Course::Serving,
@@ -170,7 +168,7 @@ impl<D: Driver> Control<D> {
 
     fn open_door(&mut self, kind: DoorKind, listener: D::Handle) {
         let sock = self.driver.adopt(listener);
-        let key = self.doors.insert(Door { sock, kind, paused_until: None, is_short: false });
+        let key = self.doors.insert(Door { sock, kind, paused_until: None });
         self.driver.submit(Name { kind: ACCEPT, key }.token(), Op::Accept { listener: sock });
     }
 
@@ -243,18 +241,16 @@ impl<D: Driver> Control<D> {
         };
         match outcome {
             Outcome::Accepted { sock, peer } => {
-                if std::mem::take(&mut door.is_short) {
-                    info!("accepting again on the {:?} port", door.kind);
-                }
                 let kind = door.kind;
                 self.on_peer(kind, sock, peer);
             }
             Outcome::Failed(zproxy_io::Fault::Cancelled) => {}
             Outcome::Failed(fault) => {
-                if !std::mem::replace(&mut door.is_short, true) {
-                    warn!("accepting paused on the {:?} port: {fault}", door.kind);
+                let (until, is_news) = self.shortage.note(self.driver.now());
+                door.paused_until = Some(until);
+                if is_news {
+                    warn!("accepting clients paused: {fault}");
                 }
-                door.paused_until = Some(self.driver.now() + ACCEPT_PAUSE);
             }
             other => unreachable!("not the result of an accept: {other:?}"),
         }
@@ -499,7 +495,8 @@ impl<D: Driver> Control<D> {
             Course::Serving | Course::Stopped => None,
         };
         let expiry = self.registry.poll_timeout();
-        paused.chain(alarm).chain(drain).chain(expiry).min()
+        let calm = self.shortage.poll_timeout();
+        paused.chain(alarm).chain(drain).chain(expiry).chain(calm).min()
     }
 
     fn set_alarm(&mut self, key: Key) {
@@ -529,6 +526,9 @@ impl<D: Driver> Control<D> {
                 let accept = Name { kind: ACCEPT, key };
                 self.driver.submit(accept.token(), Op::Accept { listener: door.sock });
             }
+        }
+        if self.shortage.is_over(now) {
+            info!("accepting clients again");
         }
         self.expire_sessions(now);
         self.log_counts(now);

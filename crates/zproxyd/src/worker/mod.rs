@@ -12,13 +12,13 @@ use std::collections::{BinaryHeap, HashMap};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 use zproxy_io::{Done, Driver, DriverLost, Ending, Op, Outcome, Sock, Token};
 use zproxy_proto::id::{FlowId, ProxyId, TunnelId};
 use zproxy_proto::pool::Pool;
 use zproxy_proto::proxy_conn::{Ctl, Input, ProxyConn};
 use zproxy_proto::wire::Frame;
-use zproxy_relay::{Flow, Key, Keys, Mailbox, Name, Sender, Slots, kind};
+use zproxy_relay::{Flow, Key, Keys, Mailbox, Name, Sender, Shortage, Slots, kind};
 
 use crate::mailbox::{Report, SessionNo, Tell};
 
@@ -37,9 +37,6 @@ const CLOSE_STRAY: u8 = kind::OWNERS + 5;
 
 /// Live flows are looked at so often: for conns that died unseen and for deadlines.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Out of descriptors: accept again after so long.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
 /// Limits of time, from the settings.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -61,10 +58,8 @@ struct Listener {
 enum Accepting {
     /// Connections are being accepted.
     On,
-    /// Out of descriptors; since then nothing was accepted, and at the second time it is tried again.
+    /// Out of descriptors; tried again at this time.
     Paused { until: Duration },
-    /// Tried again; whether it works is seen at the next connection.
-    Retrying,
     /// Being closed.
     Off,
 }
@@ -187,6 +182,7 @@ pub(crate) struct Worker<D: Driver> {
     touched: Vec<SessionNo>,
     alarms: BinaryHeap<Reverse<(Duration, SessionNo)>>,
     next_look: Option<Duration>,
+    shortage: Shortage,
     /// Spent `Start` buffers.
     spare: Vec<Vec<u8>>,
     course: Course,
@@ -220,6 +216,7 @@ impl<D: Driver> Worker<D> {
             touched: Vec::new(),
             alarms: BinaryHeap::new(),
             next_look: None,
+            shortage: Shortage::default(),
             spare: Vec::new(),
             course: Course::Serving,
             publics_reported: usize::MAX,
@@ -384,7 +381,8 @@ impl<D: Driver> Worker<D> {
             _ => None,
         });
         let alarm = self.alarms.peek().map(|Reverse((at, _))| *at);
-        paused.chain(alarm).chain(self.next_look).min()
+        let calm = self.shortage.poll_timeout();
+        paused.chain(alarm).chain(self.next_look).chain(calm).min()
     }
 
     fn on_time(&mut self, now: Duration) {
@@ -466,10 +464,13 @@ impl<D: Driver> Worker<D> {
     fn resume_accepting(&mut self, now: Duration) {
         for (key, listener) in self.listeners.iter_mut() {
             if matches!(listener.state, Accepting::Paused { until } if until <= now) {
-                listener.state = Accepting::Retrying;
+                listener.state = Accepting::On;
                 let name = Name { kind: ACCEPT, key };
                 self.driver.submit(name.token(), Op::Accept { listener: listener.sock });
             }
+        }
+        if self.shortage.is_over(now) {
+            info!("core={} accepting again", self.core);
         }
     }
 
@@ -491,11 +492,11 @@ impl<D: Driver> Worker<D> {
                 if listener.state == Accepting::Off {
                     return;
                 }
-                if listener.state == Accepting::On {
+                let (until, is_news) = self.shortage.note(self.driver.now());
+                listener.state = Accepting::Paused { until };
+                if is_news {
                     warn!("core={} accepting paused: {fault}", self.core);
                 }
-                let until = self.driver.now() + ACCEPT_PAUSE;
-                listener.state = Accepting::Paused { until };
             }
             other => unreachable!("not the result of an accept: {other:?}"),
         }

@@ -66,15 +66,11 @@ impl<D: Driver> Worker<D> {
 
     /// A public connection has come.
     pub(super) fn on_public(&mut self, listener: Key, sock: Sock, peer: Option<SocketAddr>) {
-        let found = self.listeners.get_mut(listener).filter(|it| it.state != Accepting::Off);
+        let found = self.listeners.get(listener).filter(|it| it.state != Accepting::Off);
         let Some(listener) = found else {
             self.close_stray(sock);
             return;
         };
-        if listener.state != Accepting::On {
-            listener.state = Accepting::On;
-            info!("core={} accepting again", self.core);
-        }
         let (session, tunnel) = (listener.session, listener.tunnel);
         let now = self.driver.now();
         let state = PublicState::Waiting;

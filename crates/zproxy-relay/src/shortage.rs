@@ -1,0 +1,58 @@
+//! Out of descriptors: when to try again, and when to tell.
+//!
+//! Near the limit every connection that closes makes room for one. So the end of a shortage is told
+//! only when there was none for a while: one line when it begins, one when it is over.
+
+use std::time::Duration;
+
+/// Accepting is tried again after so long.
+const PAUSE: Duration = Duration::from_millis(100);
+/// A shortage is over when nothing was short for so long.
+const CALM: Duration = Duration::from_secs(1);
+
+/// The shortages that one acceptor meets.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Shortage {
+    last: Option<Duration>,
+}
+
+impl Shortage {
+    /// Something was short. Tells when to try again, and whether that is news.
+    pub fn note(&mut self, now: Duration) -> (Duration, bool) {
+        (now + PAUSE, self.last.replace(now).is_none())
+    }
+
+    /// When [`Self::is_over`] may have something to say.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        self.last.map(|last| last + CALM)
+    }
+
+    /// Whether a shortage is over; says so once.
+    pub fn is_over(&mut self, now: Duration) -> bool {
+        let is_over = self.poll_timeout().is_some_and(|calm| calm <= now);
+        if is_over {
+            self.last = None;
+        }
+        is_over
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However often something is short within a second, it is news once, and over once.
+    #[test]
+    fn one_line_each() {
+        let s = Duration::from_secs_f64;
+        let mut shortage = Shortage::default();
+        assert_eq!(shortage.note(s(1.0)), (s(1.1), true));
+        assert_eq!(shortage.note(s(1.5)), (s(1.6), false));
+        assert!(!shortage.is_over(s(2.4)));
+        assert!(shortage.is_over(s(2.5)));
+        assert!(!shortage.is_over(s(9.0)));
+        assert_eq!(shortage.poll_timeout(), None);
+        assert!(shortage.note(s(10.0)).1);
+    }
+}
