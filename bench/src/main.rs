@@ -1,3 +1,7 @@
-//! Load generator.
+//! Thin entry point; everything is in the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    zproxy_bench::main(std::env::args_os().collect())
+}
