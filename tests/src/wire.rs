@@ -116,22 +116,27 @@ impl Shared {
     }
 
     fn accept(self: &Arc<Self>, near: TcpStream) {
-        if self.lock().refusing {
-            abort(&near);
-            return;
-        }
-        let Ok(far) = TcpStream::connect(self.target) else {
-            abort(&near);
-            return;
-        };
-        self.accepted.fetch_add(1, Ordering::AcqRel);
+        // Listed at once, so that a cut from here on meets it.
         let serial = {
             let mut state = self.lock();
+            if state.refusing {
+                drop(state);
+                abort(&near);
+                return;
+            }
             let serial = state.next_serial;
             state.next_serial += 1;
             state.carrying.extend([serial, serial]);
             serial
         };
+        let Ok(far) = TcpStream::connect(self.target) else {
+            abort(&near);
+            let mut state = self.lock();
+            state.carrying.retain(|held| *held != serial);
+            self.changed.notify_all();
+            return;
+        };
+        self.accepted.fetch_add(1, Ordering::AcqRel);
         let broken = Arc::new(AtomicBool::new(false));
         let (near, far) = (Arc::new(near), Arc::new(far));
         for (from, to) in [(Arc::clone(&near), Arc::clone(&far)), (far, near)] {
