@@ -219,7 +219,7 @@ start_tunnel() {
         cat "$dir/zproxyd-$backend.err" >&2
         return 1
     fi
-    ctl=$(field "$dir/zproxyd-$backend.out" 'zproxyd ready ' ctl)
+    ctl=$(field "$dir/zproxyd-$backend.out" 'zproxyd ready' ctl)
     cat > "$dir/zproxy-$backend.toml" << EOF
 server = "$ctl"
 backend = "$backend"
