@@ -207,7 +207,7 @@ impl Uring {
     /// # Errors
     /// When the kernel has no io_uring, forbids it, or lacks what the driver needs.
     pub fn new(config: &UringConfig) -> Result<Self, RingError> {
-        let ring = Ring::new(config.cpu)?;
+        let ring = Ring::new(config.cpu, config.relay == RelayMode::Splice)?;
         let group = Group::register(&ring).map_err(RingError::Buffers)?;
         let mut driver = Self {
             ring,

@@ -71,9 +71,9 @@ impl std::fmt::Debug for Ring {
 }
 
 impl Ring {
-    pub(super) fn new(cpu: Option<usize>) -> Result<Self, RingError> {
+    pub(super) fn new(cpu: Option<usize>, is_chained: bool) -> Result<Self, RingError> {
         let (ring, flags) =
-            build().map_err(|error| RingError::Setup(RingRefusal::from_setup(error)))?;
+            build(is_chained).map_err(|error| RingError::Setup(RingRefusal::from_setup(error)))?;
         check_opcodes(&ring)?;
         let submitter = ring.submitter();
         let mut workers = [WORKERS_MAX, WORKERS_MAX];
@@ -178,23 +178,30 @@ impl Ring {
 
 /// Builds a ring with the best flags the kernel knows.
 ///
-/// COOP_TASKRUN rather than DEFER_TASKRUN: a worker then runs the next link of a splice chain by
-/// itself, and with DEFER_TASKRUN every link would come back to this thread first.
-fn build() -> io::Result<(IoUring, &'static str)> {
-    let mut builder = IoUring::builder();
-    builder.dontfork().setup_clamp().setup_cqsize(CQ_ENTRIES).setup_submit_all();
-    builder.setup_coop_taskrun().setup_taskrun_flag();
-    let mut best = builder.clone();
-    best.setup_single_issuer().setup_no_sqarray();
-    let mut good = builder.clone();
-    good.setup_single_issuer();
+/// A ring of splice chains has COOP_TASKRUN: a worker then runs the next link of a chain by itself.
+/// Any other has DEFER_TASKRUN: completions are posted only when this thread asks for them, in
+/// batches, and nothing interrupts it in between.
+fn build(is_chained: bool) -> io::Result<(IoUring, &'static str)> {
+    let mut base = IoUring::builder();
+    base.dontfork().setup_clamp().setup_cqsize(CQ_ENTRIES).setup_submit_all();
+    let mut deferred = base.clone();
+    deferred.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
+    let mut lean = deferred.clone();
+    lean.setup_no_sqarray();
+    base.setup_coop_taskrun().setup_taskrun_flag();
+    let mut single = base.clone();
+    single.setup_single_issuer();
+    let mut single_lean = single.clone();
+    single_lean.setup_no_sqarray();
     let attempts = [
-        (best, "SINGLE_ISSUER COOP_TASKRUN TASKRUN_FLAG SUBMIT_ALL CQSIZE CLAMP NO_SQARRAY"),
-        (good, "SINGLE_ISSUER COOP_TASKRUN TASKRUN_FLAG SUBMIT_ALL CQSIZE CLAMP"),
-        (builder, "COOP_TASKRUN TASKRUN_FLAG SUBMIT_ALL CQSIZE CLAMP"),
+        (lean, "SINGLE_ISSUER DEFER_TASKRUN TASKRUN_FLAG SUBMIT_ALL CQSIZE CLAMP NO_SQARRAY"),
+        (deferred, "SINGLE_ISSUER DEFER_TASKRUN TASKRUN_FLAG SUBMIT_ALL CQSIZE CLAMP"),
+        (single_lean, "SINGLE_ISSUER COOP_TASKRUN TASKRUN_FLAG SUBMIT_ALL CQSIZE CLAMP NO_SQARRAY"),
+        (single, "SINGLE_ISSUER COOP_TASKRUN TASKRUN_FLAG SUBMIT_ALL CQSIZE CLAMP"),
+        (base, "COOP_TASKRUN TASKRUN_FLAG SUBMIT_ALL CQSIZE CLAMP"),
     ];
     let mut last = None;
-    for (builder, flags) in attempts {
+    for (builder, flags) in attempts.into_iter().skip(if is_chained { 2 } else { 0 }) {
         match builder.build(SQ_ENTRIES) {
             Ok(ring) => return Ok((ring, flags)),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => last = Some(error),

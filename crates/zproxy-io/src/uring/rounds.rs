@@ -116,7 +116,7 @@ fn fault_of_take(result: i32) -> Option<Fault> {
 
 impl Uring {
     pub(super) fn first_fill(&mut self, fill: &mut Fill, key: usize) -> Step {
-        if self.entity(fill.from).policy.is_splice_only() {
+        if self.entity(fill.from).policy.path() == Path::Splice {
             return self.poll_fill(fill, key);
         }
         let entry = opcode::Recv::new(self.fd(fill.from), std::ptr::null_mut(), BUF_SIZE as u32)
@@ -216,14 +216,30 @@ impl Uring {
         if self.is_closing(fill.from) {
             return failed(-libc::ECANCELED);
         }
-        if !self.entity(fill.from).policy.is_splice_only() {
+        if self.entity(fill.from).policy.path() != Path::Splice {
             return self.copy_now(fill, key);
         }
         let Ok(pipe) = self.pipes.lease() else { return self.copy_now(fill, key) };
+        if !self.is_chained(fill.from) {
+            return self.splice_now(fill, key, pipe);
+        }
         let entry = splice(self.fd(fill.from), types::Fd(pipe.write_end()), pipe.size());
         fill.stage = FillStage::Splice(pipe);
         self.stats.worker_splices += 1;
         one(entry.user_data(user_data(key, Part::Main)))
+    }
+
+    /// Takes what is there into a pipe, at once.
+    fn splice_now(&mut self, fill: &mut Fill, key: usize, mut pipe: Pipe) -> Step {
+        match sys::splice(self.fd(fill.from).0, pipe.write_end(), pipe.size()) {
+            Ok(taken @ 1..) => {
+                pipe.note_in(taken);
+                self.entity(fill.from).policy.note_spliced(taken);
+                Step::Finish(Outcome::Filled(Lease::new(Store::Pipe(pipe))))
+            }
+            // A false alarm, the end, urgent data or an error: a receive tells which.
+            Ok(_) | Err(_) => self.copy_now(fill, key),
+        }
     }
 
     /// Takes what is there into a heap buffer, at once.
