@@ -39,6 +39,9 @@ use workload::Workload;
 /// From the first connect of a measurement until all connections have carried a byte.
 const READY_DEADLINE: Duration = Duration::from_secs(15);
 
+/// Cores that may be busy with other things before a run is called noisy.
+const OTHER_CORES_MAX: f64 = 0.15;
+
 /// Runs the program with the given arguments (the first is the program name).
 #[must_use]
 pub fn main(args: Vec<OsString>) -> ExitCode {
@@ -160,7 +163,23 @@ fn compare(flags: &RunFlags) -> Result<bool, String> {
     if !flags.floor {
         print!("\n{}", targets::show_all(&results));
     }
+    if let Some(warning) = noise(&results) {
+        println!("{warning}");
+    }
     Ok(tell_failures(&results))
+}
+
+/// What to say when the machine was not ours alone.
+fn noise(results: &Results) -> Option<String> {
+    let others = results.other_cores()?;
+    (others.median > OTHER_CORES_MAX).then(|| {
+        format!(
+            "other programs used {} cores (median; at most {}): compare ratios with care, and \
+             believe no absolute number",
+            stats::digits(others.median),
+            stats::digits(others.max)
+        )
+    })
 }
 
 /// Prints what did not run; whether there was nothing to print.

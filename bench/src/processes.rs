@@ -105,6 +105,21 @@ pub(crate) fn cpu_s(pid: u32) -> f64 {
     own as f64 / rustix::param::clock_ticks_per_second() as f64
 }
 
+/// CPU time that the whole machine has spent, and that a hypervisor kept from it.
+pub(crate) fn machine_cpu_s() -> f64 {
+    let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+    machine_ticks(&text) as f64 / rustix::param::clock_ticks_per_second() as f64
+}
+
+/// Of the first line of `/proc/stat`: everything but idling, waiting for disks, and guests (who are
+/// counted as users already).
+fn machine_ticks(text: &str) -> u64 {
+    let line = text.lines().next().unwrap_or_default();
+    let ticks = line.split_whitespace().skip(1).take(8).enumerate();
+    let busy = ticks.filter(|(place, _)| !matches!(place, 3 | 4));
+    busy.filter_map(|(_, ticks)| ticks.parse::<u64>().ok()).sum()
+}
+
 /// Lets the largest resident memory begin anew, where the kernel permits it.
 pub(crate) fn reset_peaks(roots: &[u32]) {
     for pid in tree(roots) {
@@ -202,6 +217,13 @@ mod tests {
         assert_eq!(field(status, "\nvoluntary_ctxt_switches:"), 5);
         assert_eq!(field(status, "nonvoluntary_ctxt_switches:"), 7);
         assert_eq!(field(status, "VmSwap:"), 0);
+    }
+
+    /// Time without work counts for nothing, and guests are not counted twice.
+    #[test]
+    fn ticks_of_the_machine() {
+        assert_eq!(machine_ticks("cpu  1 2 4 1000 2000 8 16 32 64 128\ncpu0 5"), 63);
+        assert_eq!(machine_ticks(""), 0);
     }
 
     /// This process has threads, memory and descriptors, and is in the tree of itself.

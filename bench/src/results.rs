@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use crate::stats::Spread;
+use crate::workload::OTHER_CORES;
 
 /// Changes whenever a reader of older files would misunderstand.
 const SCHEMA: u32 = 1;
@@ -106,6 +107,12 @@ impl Results {
     /// A metric over all rounds.
     pub(crate) fn spread(&self, workload: &str, system: &str, metric: &str) -> Option<Spread> {
         self.entry(workload, system)?.spread(metric)
+    }
+
+    /// How many cores were busy with other things than this comparison, over all rounds.
+    pub(crate) fn other_cores(&self) -> Option<Spread> {
+        let rounds = self.entries.iter().flat_map(|entry| &entry.rounds);
+        Spread::of(rounds.filter_map(|round| round.get(OTHER_CORES).copied()))
     }
 
     /// Systems that ran, in the order they were asked for.

@@ -186,9 +186,10 @@ impl Runner {
         }
         processes::reset_peaks(&up.running.roots());
         let base = usages(&up.running, depth);
-        let mut own_cpu_s = Vec::new();
+        let mut cpu_s = Vec::new();
         let outcome = measure(&self.server, &targets, &groups, generation, &self.method, || {
-            own_cpu_s.push(processes::cpu_s(std::process::id()));
+            let own = processes::cpu_s(std::process::id());
+            cpu_s.push((own, processes::machine_cpu_s()));
             usages(&up.running, depth)
         });
         let left = self.server.tally.settle(generation, SETTLE_DEADLINE);
@@ -196,8 +197,15 @@ impl Runner {
         if left > 0 {
             return Err(format!("{left} connections still stood {SETTLE_DEADLINE:?} later"));
         }
-        let own_cpu_s = own_cpu_s.last().unwrap_or(&0.0) - own_cpu_s.first().unwrap_or(&0.0);
-        Ok(Observed { outcome, base, own_cpu_s, start_after: up.start_after })
+        let (first, last) = (cpu_s.first().copied(), cpu_s.last().copied());
+        let (first, last) = (first.unwrap_or_default(), last.unwrap_or_default());
+        Ok(Observed {
+            outcome,
+            base,
+            own_cpu_s: last.0 - first.0,
+            machine_cpu_s: last.1 - first.1,
+            start_after: up.start_after,
+        })
     }
 
     /// Starts it and waits until each tunnel has carried a byte there and back.

@@ -44,6 +44,9 @@ pub(crate) enum Workload {
     },
 }
 
+/// The metric of what neither relay nor load generator used, in cores.
+pub(crate) const OTHER_CORES: &str = "other_cores";
+
 /// Connections in the mixed run.
 const MIXED_BULK_CONNS: usize = 8;
 
@@ -211,7 +214,7 @@ impl Workload {
 
     /// What was measured, by name. Usages are per side of the system.
     pub(crate) fn metrics(&self, seen: &Observed) -> BTreeMap<String, f64> {
-        let Observed { outcome, own_cpu_s, .. } = seen;
+        let Observed { outcome, own_cpu_s, machine_cpu_s, .. } = seen;
         let elapsed_s = outcome.elapsed.as_secs_f64();
         let used: Usage = (outcome.after.iter().zip(&outcome.before))
             .map(|(after, before)| *after - *before)
@@ -225,6 +228,8 @@ impl Workload {
         let mut metrics = Metrics::default();
         let operations = operations as f64;
         metrics.set("load_cores", own_cpu_s / elapsed_s);
+        let others_cpu_s = (machine_cpu_s - own_cpu_s - used.cpu_s).max(0.0);
+        metrics.set(OTHER_CORES, others_cpu_s / elapsed_s);
         if !outcome.after.is_empty() {
             metrics.set("cpu_s", used.cpu_s);
             metrics.set("relay_cores", used.cpu_s / elapsed_s);
@@ -300,6 +305,8 @@ pub(crate) struct Observed {
     pub(crate) base: Vec<Usage>,
     /// CPU time of the load generator in the window.
     pub(crate) own_cpu_s: f64,
+    /// CPU time of the whole machine in the window.
+    pub(crate) machine_cpu_s: f64,
     /// From the start of the programs until every tunnel carried a byte.
     pub(crate) start_after: Duration,
 }
@@ -414,14 +421,20 @@ mod tests {
             before: vec![at(1.0, 0), at(2.0, 0)],
             after: vec![at(1.5, 1 << 20), at(2.75, 1 << 21)],
         };
-        let observed =
-            Observed { outcome, base: Vec::new(), own_cpu_s: 3.0, start_after: Duration::ZERO };
+        let observed = Observed {
+            outcome,
+            base: Vec::new(),
+            own_cpu_s: 3.0,
+            machine_cpu_s: 4.75,
+            start_after: Duration::ZERO,
+        };
         let workload = Workload::Bulk { direction: Direction::Both, conns: 8 };
         let metrics = workload.metrics(&observed);
         assert_eq!(metrics["gbit_s"], 8.0);
         assert_eq!(metrics["cpu_s_per_gb"], 0.625);
         assert_eq!(metrics["peak_mib"], 3.0);
         assert_eq!(metrics["load_cores"], 1.5);
+        assert_eq!(metrics[OTHER_CORES], 0.25);
         assert!(!metrics.contains_key("rate"));
     }
 }

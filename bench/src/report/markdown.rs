@@ -19,6 +19,9 @@ pub(crate) fn all(results: &Results) -> String {
         method.window_s,
         method.warm_up_s,
     );
+    if let Some(others) = results.other_cores() {
+        text.push_str(&format!("Other programs used {} cores.\n", digits(others.median)));
+    }
     let versions = results.systems.iter().filter(|system| system.skipped.is_none());
     let versions = versions.map(|system| match &system.version {
         Some(version) => format!("{} ({version})", system.name),
