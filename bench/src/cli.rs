@@ -54,7 +54,7 @@ pub(crate) struct RunFlags {
     #[arg(long, value_name = "S", value_parser = parse_seconds)]
     pub(crate) window: Option<f64>,
 
-    /// Seconds of warm-up before [default: 0.25]
+    /// Seconds of warm-up before [default: 0.2]
     #[arg(long, value_name = "S", value_parser = parse_seconds)]
     pub(crate) warm_up: Option<f64>,
 

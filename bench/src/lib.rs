@@ -129,7 +129,7 @@ fn compare(flags: &RunFlags) -> Result<bool, String> {
     };
     let rounds = flags.rounds.map_or(rounds, usize::from);
     let window_s = flags.window.unwrap_or(window_s);
-    let warm_up_s = flags.warm_up.unwrap_or(0.25);
+    let warm_up_s = flags.warm_up.unwrap_or(0.2);
     let note = MethodNote {
         rounds,
         warm_up_s,

@@ -136,17 +136,20 @@ fn usage_of(pid: u32, depth: Depth) -> Option<Usage> {
     let stat = Stat::of(pid)?;
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let mut usage = Usage {
-        cpu_s: stat.ticks as f64 / rustix::param::clock_ticks_per_second() as f64,
         resident_bytes: field(&status, "VmRSS:") * 1024,
         peak_bytes: field(&status, "VmHWM:") * 1024,
         threads: field(&status, "Threads:"),
         ..Usage::default()
     };
+    let mut tasks_ns = 0;
     for task in fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
         let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+        let schedule = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+        tasks_ns += field(&schedule, "");
         usage.switches_voluntary += field(&status, "\nvoluntary_ctxt_switches:");
         usage.switches_involuntary += field(&status, "nonvoluntary_ctxt_switches:");
     }
+    usage.cpu_s = stat.cpu_s(tasks_ns);
     if depth == Depth::Descriptors {
         let mut pipes = HashSet::new();
         for descriptor in fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten() {
@@ -179,6 +182,16 @@ struct Stat {
 }
 
 impl Stat {
+    /// CPU time of the process and its ended children, given what its living threads have used.
+    ///
+    /// The kernel tells the process's own time in two ways, and neither ever says too much: in whole
+    /// ticks with the threads that ended, and in nanoseconds without them.
+    fn cpu_s(&self, tasks_ns: u64) -> f64 {
+        let tick_s = 1.0 / rustix::param::clock_ticks_per_second() as f64;
+        let own_s = (self.own_ticks as f64 * tick_s).max(tasks_ns as f64 / 1e9);
+        own_s + (self.ticks - self.own_ticks) as f64 * tick_s
+    }
+
     fn of(pid: u32) -> Option<Self> {
         Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
     }
@@ -206,6 +219,15 @@ mod tests {
         let text = "42 (a) b (c) S 7 42 42 0 -1 4194304 1 2 3 4 10 20 3 4 20 0 9 0 100";
         assert_eq!(Stat::parse(text), Some(Stat { parent: 7, own_ticks: 30, ticks: 37 }));
         assert_eq!(Stat::parse("42 (a) S"), None);
+    }
+
+    /// Time below a tick is not lost, nor is that of threads that ended.
+    #[test]
+    fn cpu_time_from_both_accounts() {
+        let tick_s = 1.0 / rustix::param::clock_ticks_per_second() as f64;
+        let stat = Stat { parent: 1, own_ticks: 1, ticks: 3 };
+        assert_eq!(stat.cpu_s(0), tick_s + 2.0 * tick_s);
+        assert_eq!(stat.cpu_s(1_500_000_000), 1.5 + 2.0 * tick_s);
     }
 
     /// The two kinds of context switches are told apart, though one name ends in the other.

@@ -229,6 +229,7 @@ impl Workload {
         let operations = operations as f64;
         metrics.set("load_cores", own_cpu_s / elapsed_s);
         let others_cpu_s = (machine_cpu_s - own_cpu_s - used.cpu_s).max(0.0);
+        metrics.set("left_standing", seen.left as f64);
         metrics.set(OTHER_CORES, others_cpu_s / elapsed_s);
         if !outcome.after.is_empty() {
             metrics.set("cpu_s", used.cpu_s);
@@ -309,6 +310,8 @@ pub(crate) struct Observed {
     pub(crate) machine_cpu_s: f64,
     /// From the start of the programs until every tunnel carried a byte.
     pub(crate) start_after: Duration,
+    /// Connections that the service still had long after the clients had closed them.
+    pub(crate) left: u64,
 }
 
 #[derive(Default)]
@@ -427,6 +430,7 @@ mod tests {
             own_cpu_s: 3.0,
             machine_cpu_s: 4.75,
             start_after: Duration::ZERO,
+            left: 0,
         };
         let workload = Workload::Bulk { direction: Direction::Both, conns: 8 };
         let metrics = workload.metrics(&observed);
