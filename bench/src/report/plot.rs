@@ -17,8 +17,8 @@ const BOTTOM: f64 = 62.0;
 
 /// Distinct for most eyes, also on a dark page.
 const COLOURS: [&str; 12] = [
-    "#0b6bcb", "#12a594", "#e5484d", "#f5a524", "#8e4ec6", "#a18072", "#3e63dd", "#46a758",
-    "#d6409f", "#978365", "#687076", "#111827",
+    "#0b6bcb", "#12a594", "#e5484d", "#f5a524", "#8e4ec6", "#7db8f0", "#7fd6c2", "#46a758",
+    "#d6409f", "#8a6a4f", "#4b5157", "#b5b900",
 ];
 
 /// One system's values, one per column.
@@ -192,7 +192,10 @@ impl Canvas {
         let floor = HEIGHT - BOTTOM;
         for (place, column) in view.columns.iter().enumerate() {
             let left = LEFT + group * (place as f64 + 0.08);
-            self.label(LEFT + group * (place as f64 + 0.5), 0, &column.heading);
+            // Many groups stand close together, so a heading takes two rows.
+            for (row, words) in column.heading.splitn(2, " of ").enumerate() {
+                self.label(LEFT + group * (place as f64 + 0.5), row, words);
+            }
             for (number, one) in series.iter().enumerate() {
                 let Some(value) = one.values[place] else { continue };
                 let x = left + bar * number as f64;
