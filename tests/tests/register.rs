@@ -43,20 +43,12 @@ both_backends! {
 
     /// The proxy port is the one behind the ctl port unless something else is asked for.
     fn the_proxy_port_follows_the_ctl_port(world) {
-        let mut gateway = None;
-        for _ in 0..20 {
-            let port = free_port([127, 0, 0, 1].into());
-            if port < u16::MAX && TcpListener::bind(("127.0.0.1", port + 1)).is_ok() {
-                let ctl = port.to_string();
-                let args = ["--bind", "127.0.0.1", "--ctl-port", &ctl];
-                let state = world.dir().join("defaults");
-                let state = state.to_str().expect("text");
-                let args = [&args[..], &["--state-dir", state]].concat();
-                gateway = Some((port, world.bare("zproxyd", &args)));
-                break;
-            }
-        }
-        let (port, gateway) = gateway.expect("two free ports in a row");
+        let port = *own_ports().start();
+        let ctl = port.to_string();
+        let state = world.dir().join("defaults");
+        let state = state.to_str().expect("text");
+        let args = ["--bind", "127.0.0.1", "--ctl-port", &ctl, "--state-dir", state];
+        let gateway = world.bare("zproxyd", &args);
         let line = gateway.out.wait_for("ready", EXIT_DEADLINE, |line| line.starts_with("zproxyd "));
         assert_eq!(field(&line, "proxy"), Some(format!("127.0.0.1:{}", port + 1).as_str()));
     }

@@ -237,8 +237,13 @@ impl Uring {
                 self.entity(fill.from).policy.note_spliced(taken);
                 Step::Finish(Outcome::Filled(Lease::new(Store::Pipe(pipe))))
             }
-            // A false alarm, the end, urgent data or an error: a receive tells which.
-            Ok(_) | Err(_) => self.copy_now(fill, key),
+            // A false alarm, the end or urgent data: a receive tells which.
+            Ok(_) => self.copy_now(fill, key),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EAGAIN | libc::EINTR) => self.copy_now(fill, key),
+                // The kernel tells an error once: nobody must ask again.
+                errno => self.failed_on(fill.from, -errno.unwrap_or(libc::EIO)),
+            },
         }
     }
 

@@ -17,6 +17,7 @@ conformance!(
     rst_in_the_refill,
     rst_before_a_drain,
     rst_never_looks_like_a_fin,
+    rst_after_a_bulk_transfer,
     watch_ignores_a_fin,
     watch_sees_both_ends_finished,
     watch_sees_a_reset,
@@ -170,6 +171,40 @@ fn rst_before_a_drain<K: Kit>() {
         source.write_all(b"x").expect("open");
         assert_eq!(world.fill(from).len(), 1);
         world.finish();
+    }
+}
+
+/// A stream that was so full that its direction is spliced, then ran dry and is reset, waited for or
+/// not: the next take fails, however the driver looks for bytes by then.
+fn rst_after_a_bulk_transfer<K: Kit>() {
+    const SIZE: u64 = 8 << 20;
+    for relay in MODES {
+        for waits in [false, true] {
+            let (mut world, [from, to], [mut source, sink]) = scene::<K>(relay);
+            let reading = far::spawn_reader(sink, 1, 100_000);
+            let (go, went) = std::sync::mpsc::channel();
+            let writing = std::thread::spawn(move || {
+                source.write_all(&bytes::patterned(1, 0, SIZE as usize)).expect("open");
+                went.recv().expect("the pump is done");
+                far::reset(source);
+            });
+            let mut pump = Pump::start(&mut world, from, to);
+            while pump.put < SIZE {
+                assert_eq!(pump.end, None, "after {} bytes", pump.put);
+                if !pump.advance(&mut world) {
+                    world.turn();
+                }
+            }
+            if waits {
+                world.assert_waits(pump.token);
+            }
+            go.send(()).expect("the writer waits");
+            writing.join().expect("everything was taken");
+            assert_eq!(pump.run(&mut world), End::Failed(Fault::Reset), "{relay:?}, {waits}");
+            world.driver.shutdown_write(to);
+            assert_eq!(reading.join().expect("the bytes are right"), SIZE);
+            world.finish();
+        }
     }
 }
 
