@@ -13,7 +13,7 @@ use crate::hex;
 #[serde(transparent)]
 pub struct ClientId(pub Uuid);
 
-/// One installation of `zproxyd`.
+/// One run of `zproxyd`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ServerId(pub Uuid);

@@ -38,7 +38,7 @@ fn one() -> u16 {
 /// d → c: proof that the gateway knows the token, and the request to do the same.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Challenge {
-    /// Kept by the gateway from run to run.
+    /// Chosen at random when the gateway starts.
     pub server_id: ServerId,
     /// Fresh for this handshake.
     pub nonce: Nonce,
@@ -323,7 +323,7 @@ impl Frame {
         }
     }
 
-    /// What it is called in `DESIGN.md` and in logs.
+    /// What it is called in logs and in `docs/protocol.md`.
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.kind().name()
