@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use zproxy_tests::net::{connect, echo_once, free_port, try_connect};
+use zproxy_tests::net::{connect, echo_once, try_connect};
 use zproxy_tests::programs::field;
 use zproxy_tests::world::own_ports;
 use zproxy_tests::{LocalServer, both_backends, eventually};

@@ -90,12 +90,26 @@ struct Entity {
     fault: Option<Fault>,
     /// The outbound direction was ended from here.
     has_shut: bool,
+    /// A fill that was begun before it was asked for.
+    ahead: Ahead,
+}
+
+/// A fill of a socket that the driver begins together with the send of what came before, because it
+/// is all but certain to be asked for next: one submission for both, instead of two.
+#[derive(Debug)]
+enum Ahead {
+    No,
+    /// In flight (key of the entry).
+    Flying(usize),
+    /// At home before it was asked for.
+    Landed(Outcome),
 }
 
 /// An operation in flight.
 #[derive(Debug)]
 struct Entry {
-    token: Token,
+    /// None for a fill that nobody has asked for yet.
+    token: Option<Token>,
     places: Places,
     /// Completions that have yet to come home.
     pending: u8,
@@ -252,6 +266,7 @@ impl Uring {
             full: false,
             fault: None,
             has_shut: false,
+            ahead: Ahead::No,
         })
     }
 
@@ -270,7 +285,52 @@ impl Uring {
         let key = self.entries.insert(None);
         self.occupy(places, key);
         let step = self.first_step(&mut work, key);
-        self.settle(key, Entry { token, places, pending: 0, work }, step);
+        let copied_ends = match &work {
+            Work::Drain(drain) => drain.copied_ends(),
+            _ => None,
+        };
+        self.settle(key, Entry { token: Some(token), places, pending: 0, work }, step);
+        if let Some((to, from)) = copied_ends {
+            self.fill_ahead(to, from);
+        }
+    }
+
+    /// Begins the fill that will be asked for when the present drain is over.
+    fn start_ahead(&mut self, from: Sock) {
+        let key = self.entries.insert(None);
+        let mut fill = Fill::new(from);
+        let step = self.first_fill(&mut fill, key);
+        self.entity(from).ahead = Ahead::Flying(key);
+        let (places, work) = (Places::default(), Work::Fill(fill));
+        self.settle(key, Entry { token: None, places, pending: 0, work }, step);
+    }
+
+    /// Answers a fill with the one that was begun ahead. True when there is one.
+    fn join_ahead(&mut self, token: Token, from: Sock) -> bool {
+        if self.is_closing(from) {
+            return false;
+        }
+        match std::mem::replace(&mut self.entity(from).ahead, Ahead::No) {
+            Ahead::No => return false,
+            Ahead::Landed(outcome) => self.ready.push(Done { token, outcome }),
+            Ahead::Flying(key) => {
+                let places = Places { inbound: Some(from), ..Places::default() };
+                self.occupy(places, key);
+                let entry = self.entries[key].as_mut().expect("an entry waits for its completions");
+                entry.token = Some(token);
+                entry.places = places;
+            }
+        }
+        true
+    }
+
+    /// A fill that nobody has asked for is home.
+    fn land_ahead(&mut self, work: &Work, outcome: Outcome) {
+        let Work::Fill(fill) = work else { unreachable!("only fills are begun ahead") };
+        let from = fill.from;
+        let Some(entity) = self.socks.get_mut(from) else { return };
+        entity.ahead = Ahead::Landed(outcome);
+        self.close_when_empty(from);
     }
 
     fn occupy(&mut self, places: Places, key: usize) {
@@ -371,8 +431,13 @@ impl Uring {
             Step::Finish(outcome) => {
                 assert_eq!(entry.pending, 0, "an operation ended with completions outstanding");
                 self.entries.remove(key);
-                self.ready.push(Done { token: entry.token, outcome });
-                self.vacate(entry.places);
+                match entry.token {
+                    Some(token) => {
+                        self.ready.push(Done { token, outcome });
+                        self.vacate(entry.places);
+                    }
+                    None => self.land_ahead(&entry.work, outcome),
+                }
             }
         }
     }
@@ -406,7 +471,8 @@ impl Uring {
         flags: u32,
     ) -> Step {
         let pending = entry.pending;
-        let token = entry.token;
+        // Only fills lack a token, and they do not use it.
+        let token = entry.token.unwrap_or(Token::DOORBELL);
         match &mut entry.work {
             Work::Accept { listener } => self.on_accept(*listener, token, key, result, pending),
             Work::Connect { sock, .. } if result < 0 => self.failed_on(*sock, result),
@@ -551,7 +617,11 @@ impl Uring {
         };
         assert!(entity.closing.is_none(), "a socket is closed once");
         entity.closing = Some((token, how));
-        let keys = [entity.inbound, entity.outbound, entity.watch];
+        let ahead = match entity.ahead {
+            Ahead::Flying(key) => Some(key),
+            Ahead::No | Ahead::Landed(_) => None,
+        };
+        let keys = [entity.inbound, entity.outbound, entity.watch, ahead];
         for key in keys.into_iter().flatten() {
             let entry = self.entries[key].as_ref().expect("an operation in flight has its entry");
             let part = match &entry.work {
@@ -569,7 +639,8 @@ impl Uring {
     fn close_when_empty(&mut self, sock: Sock) {
         let Some(entity) = self.socks.get(sock) else { return };
         let Some((token, how)) = entity.closing else { return };
-        if entity.inbound.is_some() || entity.outbound.is_some() || entity.watch.is_some() {
+        let is_flying = matches!(entity.ahead, Ahead::Flying(_));
+        if is_flying || entity.inbound.or(entity.outbound).or(entity.watch).is_some() {
             return;
         }
         let entity = self.socks.remove(sock).expect("it was there a moment ago");
@@ -619,7 +690,9 @@ impl Driver for Uring {
     fn release(&mut self, sock: Sock) -> OwnedFd {
         let entity = self.socks.remove(sock).expect("a socket that this driver owns");
         let busy = entity.inbound.or(entity.outbound).or(entity.watch);
-        assert!(busy.is_none() && entity.closing.is_none(), "a released socket is at rest");
+        let is_ahead = !matches!(entity.ahead, Ahead::No);
+        let is_busy = is_ahead || busy.is_some() || entity.closing.is_some();
+        assert!(!is_busy, "a released socket is at rest");
         self.stats.socks_closed += 1;
         entity.fd
     }
@@ -639,6 +712,7 @@ impl Driver for Uring {
             Op::Recv { sock, buf, max } => Work::Recv { sock, buf, max },
             Op::Send { sock, buf } => Work::Send { sock, buf, sent: 0 },
             Op::Watch { sock } => Work::Watch { sock, seen: None },
+            Op::Fill { from } if self.join_ahead(token, from) => return,
             Op::Fill { from } => Work::Fill(Fill::new(from)),
             Op::Drain { lease, to, refill } => Work::Drain(Drain::new(lease, to, refill)),
             Op::Close { sock, how } => return self.close(token, sock, how),

@@ -15,7 +15,7 @@
 use io_uring::{cqueue, opcode, squeue, types};
 
 use super::group::{BUF_SIZE, Group};
-use super::{Chain, Part, Step, Uring, failed, is_interrupted, one, user_data};
+use super::{Ahead, Chain, Part, Step, Uring, failed, is_interrupted, one, user_data};
 use crate::buf::Buf;
 use crate::lease::Store;
 use crate::pipe::Pipe;
@@ -87,6 +87,12 @@ impl Drain {
             DrainStage::Chain { polls: true, .. } => Some(Part::Poll),
             DrainStage::Chain { polls: false, .. } | DrainStage::Refill { .. } => None,
         }
+    }
+
+    /// The sink and the source, when bytes are copied.
+    pub(super) fn copied_ends(&self) -> Option<(Sock, Sock)> {
+        let is_piped = matches!(self.lease.as_ref()?.store, Store::Pipe(_));
+        if is_piped { None } else { self.refill.map(|from| (self.to, from)) }
     }
 
     fn lease(&mut self) -> &mut Lease {
@@ -276,6 +282,18 @@ impl Uring {
         }
     }
 
+    /// Begins the next fill together with the send, where the sink seems to have room: what it takes
+    /// would wait otherwise.
+    pub(super) fn fill_ahead(&mut self, to: Sock, from: Sock) {
+        let is_quick = !self.entity(to).full
+            && !self.is_closing(from)
+            && self.entity(from).policy.path() == Path::Copy
+            && matches!(self.entity(from).ahead, Ahead::No);
+        if is_quick {
+            self.start_ahead(from);
+        }
+    }
+
     /// Sends what the buffer holds: at first only what finds room at once, so that a slow sink is
     /// noticed and does not keep a buffer of the group.
     fn put_copied(&mut self, drain: &mut Drain, key: usize) -> Step {
@@ -361,8 +379,12 @@ impl Uring {
         self.drained(drain, put, taken, source)
     }
 
+    /// Whether more may be spliced from a source now. Not past a fill that was begun ahead: its bytes
+    /// come first.
     fn is_spliced(&mut self, from: Sock) -> bool {
-        !self.is_closing(from) && self.entity(from).policy.path() == Path::Splice
+        !self.is_closing(from)
+            && self.entity(from).policy.path() == Path::Splice
+            && matches!(self.entity(from).ahead, Ahead::No)
     }
 
     fn copy_out(&self, held: &[u8]) -> Buf {
