@@ -168,6 +168,7 @@ impl Workload {
             Self::Bulk { .. } => &[
                 ("gbit_s", "Gbit/s"),
                 ("cpu_s_per_gb", "CPU s/GB"),
+                ("total_cpu_s_per_gb", "with load"),
                 ("switches_per_mb", "switches/MB"),
                 ("peak_mib", "peak MiB"),
                 ("load_cores", "load cores"),
@@ -243,6 +244,7 @@ impl Workload {
             metrics.set("cpu_s_per_1000", used.cpu_s * 1e3 / operations);
             metrics.set("switches_per_op", switches / operations);
         }
+        metrics.set("total_cpu_s_per_gb", (used.cpu_s + own_cpu_s) * 1e9 / bytes);
         if bytes > 0.0 {
             metrics.set("gbit_s", bytes * 8.0 / 1e9 / elapsed_s);
         }
@@ -436,6 +438,7 @@ mod tests {
         let metrics = workload.metrics(&observed);
         assert_eq!(metrics["gbit_s"], 8.0);
         assert_eq!(metrics["cpu_s_per_gb"], 0.625);
+        assert_eq!(metrics["total_cpu_s_per_gb"], 2.125);
         assert_eq!(metrics["peak_mib"], 3.0);
         assert_eq!(metrics["load_cores"], 1.5);
         assert_eq!(metrics[OTHER_CORES], 0.25);

@@ -114,9 +114,9 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("bulk-down-8"));
         let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-        let ours = ["zproxy-uring", "16.0", "(15.0..17.0)", "0.50", "-", "9.50", "-"];
+        let ours = ["zproxy-uring", "16.0", "(15.0..17.0)", "0.50", "-", "-", "9.50", "-"];
         assert_eq!(words(lines[1]), ours);
-        let theirs = ["rathole", "8.00", "(7.00..9.00)", "1.00", "-", "9.50", "-"];
+        let theirs = ["rathole", "8.00", "(7.00..9.00)", "1.00", "-", "-", "9.50", "-"];
         assert_eq!(words(lines[2]), theirs);
         // Numbers end where their heading ends.
         assert_eq!(lines[1].find("0.50"), lines[2].find("1.00"));
