@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use zproxy_io::probe::{self, Feature, Limits, RING_KERNEL_MIN, RingRefusal};
-use zproxy_io::{Epoll, ListenOptions, Open, Uring, UringConfig, sock};
+use zproxy_io::{DriverConfig, Epoll, ListenOptions, Open, Uring, sock};
 use zproxy_ops::report::{Report, Verdict};
 use zproxy_ops::token::{self, TokenSource};
 use zproxy_ops::values::Backend;
@@ -88,9 +88,10 @@ fn add_kernel(report: &mut Report, limits: &Limits) {
 fn add_backend(report: &mut Report, settings: &Settings) {
     let asked = settings.data.backend;
     let relay = settings.data.relay;
-    let epoll = || Epoll::open(None, relay).map(drop);
+    let config = DriverConfig { relay, ..DriverConfig::default() };
+    let epoll = || Epoll::open(&config).map(drop);
     let ring = || match probe::ring_support() {
-        Ok(_) => Uring::new(&UringConfig { relay, cpu: None })
+        Ok(_) => Uring::new(&config)
             .map(|driver| format!("flags {}", driver.ring_flags()))
             .map_err(|error| error.to_string()),
         Err(refusal) => Err(refusal.to_string()),

@@ -58,6 +58,7 @@ fn defaults_are_as_documented() {
     assert_eq!(s.data.cores, [0, 1, 2, 3]);
     assert_eq!(s.control_core, None);
     assert_eq!((s.data.backend, s.data.relay), (Backend::Auto, RelayMode::Auto));
+    assert_eq!(s.data.busy_poll, Duration::ZERO);
     assert_eq!(s.token.token, TokenSource::Unnamed);
     assert_eq!(s.token.state_dir.to_str(), Some("/var/lib/zproxyd"));
     assert_eq!((s.log.format, s.log.dir), (LogFormat::Text, None));
@@ -91,13 +92,15 @@ fn flags_reach_their_settings() {
          --public-ports 20000-20010 --backend epoll --relay copy --token-file /t --state-dir /s \
          --log-format json --log-dir /l --log-level debug --drain-timeout 0 --grace 5 \
          --heartbeat 0.1 --heartbeat-deadline 0.3 --bind-timeout 0.5 --idle-timeout 7 \
-         --half-close-timeout 0",
+         --half-close-timeout 0 --busy-poll 50",
     );
     assert_eq!((s.data.cores.as_slice(), s.control_core), ([3, 1].as_slice(), Some(0)));
     assert_eq!((s.ctl_addr.to_string(), s.proxy_addr.port()), ("127.0.0.1:0".into(), 0));
     assert_eq!(s.public_bind.to_string(), "::1");
     assert!(s.allows_public_port(20010) && s.allows_public_port(0) && !s.allows_public_port(20011));
     assert_eq!((s.data.backend, s.data.relay), (Backend::Epoll, RelayMode::Copy));
+    assert_eq!(s.data.busy_poll, Duration::from_micros(50));
+    assert_eq!(s.data.control_driver(None).busy_poll, Duration::ZERO);
     assert_eq!(s.token.token, TokenSource::File("/t".into()));
     assert_eq!(s.token.state_dir.to_str(), Some("/s"));
     assert_eq!(s.log.dir.unwrap().to_str(), Some("/l"));
@@ -138,6 +141,7 @@ fn bad_flags_are_named() {
         ("--public-ports 0-70000", "--public-ports", "20000-29999"),
         ("--backend kqueue", "--backend", "auto, uring or epoll"),
         ("--relay fast", "--relay", "auto, splice or copy"),
+        ("--busy-poll 0.5", "--busy-poll", "0 to 100000"),
         ("--log-format xml", "--log-format", "text or json"),
         ("--log-level loud", "--log-level", "info"),
         ("--drain-timeout soon", "--drain-timeout", "number of seconds"),

@@ -74,6 +74,7 @@ impl fmt::Display for Settings {
         writeln!(f, "control-core = {control_core}")?;
         writeln!(f, "backend = {}", self.data.backend)?;
         writeln!(f, "relay = {}", show_relay(self.data.relay))?;
+        writeln!(f, "busy-poll = {} us", self.data.busy_poll.as_micros())?;
         writeln!(f, "ctl = {}", self.ctl_addr)?;
         writeln!(f, "proxy = {}", self.proxy_addr)?;
         writeln!(f, "public-bind = {}", self.public_bind)?;

@@ -39,7 +39,7 @@ pub(crate) fn serve<D: Open + 'static>(settings: &Settings) -> Result<(), Exit> 
     {
         warn!("control-core={cpu} not pinned: {error}");
     }
-    let driver = D::open(settings.control_core, settings.data.relay)
+    let driver = D::open(&settings.data.control_driver(settings.control_core))
         .map_err(|error| Exit::failed(format!("control core: {error}")))?;
     let mailbox = Mailbox::new(driver.doorbell());
     let stops = mailbox.sender();
@@ -96,7 +96,7 @@ fn start_workers<D: Open + 'static>(
             Worker::new(core, driver, mailbox, reports, limits).run();
         };
         let name = format!("core-{core}");
-        let (sender, thread) = boot::spawn(name, Some(cpu), settings.data.relay, start, run)?;
+        let (sender, thread) = boot::spawn(name, settings.data.data_driver(cpu), start, run)?;
         workers.push(sender);
         threads.push(thread);
     }

@@ -376,13 +376,21 @@ impl<D: Driver> Worker<D> {
 
     /// When something is due by itself.
     fn next_timer(&self) -> Option<Duration> {
-        let paused = self.listeners.iter().filter_map(|(_, listener)| match listener.state {
-            Accepting::Paused { until } => Some(until),
-            _ => None,
-        });
+        let paused = self.paused_until();
         let alarm = self.alarms.peek().map(|Reverse((at, _))| *at);
         let calm = self.shortage.poll_timeout();
-        paused.chain(alarm).chain(self.next_look).chain(calm).min()
+        paused.into_iter().chain(alarm).chain(self.next_look).chain(calm).min()
+    }
+
+    /// When the first paused listener accepts again. Listeners are looked through only during a
+    /// shortage: there may be hundreds, and this is asked every turn.
+    fn paused_until(&self) -> Option<Duration> {
+        self.shortage.poll_timeout()?;
+        let until = |listener: &Listener| match listener.state {
+            Accepting::Paused { until } => Some(until),
+            Accepting::On | Accepting::Off => None,
+        };
+        self.listeners.iter().filter_map(|(_, listener)| until(listener)).min()
     }
 
     fn on_time(&mut self, now: Duration) {
@@ -462,6 +470,9 @@ impl<D: Driver> Worker<D> {
     }
 
     fn resume_accepting(&mut self, now: Duration) {
+        if self.shortage.poll_timeout().is_none() {
+            return;
+        }
         for (key, listener) in self.listeners.iter_mut() {
             if matches!(listener.state, Accepting::Paused { until } if until <= now) {
                 listener.state = Accepting::On;
