@@ -265,7 +265,11 @@ impl<D: Driver> Worker<D> {
         match action {
             Action::SendStart(_) => unreachable!("a gateway's action"),
             Action::SendFin { flow, bytes } => self.send(Frame::Fin(Fin { proxy, flow, bytes })),
-            Action::SendReleased(flow) => self.send(Frame::Released(Released { proxy, flow })),
+            Action::SendReleased(flow) => {
+                // The gateway has other idle proxy_conns; this one is not missed for a moment.
+                let frame = Frame::Released(Released { proxy, flow });
+                self.reports.push_patient(Report::Frame(frame), self.driver.now());
+            }
             Action::SendAbort(flow, code) => {
                 self.aborts.set(key, self.driver.now());
                 self.send(Frame::Abort(Abort { proxy, flow, code }));

@@ -20,7 +20,7 @@ use zproxy_proto::id::{ProxyId, TunnelId};
 use zproxy_proto::limits::ABORT_DEADLINE;
 use zproxy_proto::proxy_conn::Input;
 use zproxy_proto::wire::AbortCode;
-use zproxy_relay::{Key, Keys, Mailbox, Name, Sender, Slots, kind};
+use zproxy_relay::{Key, Keys, Mailbox, Name, Outbox, Sender, Slots, kind};
 
 use crate::deadlines::Deadlines;
 use crate::flows::{By, End, FlowLimits, Looks};
@@ -77,7 +77,7 @@ pub(crate) struct Worker<D: Driver> {
     mailbox: Mailbox<Tell>,
     control: Sender<Report>,
     /// Collected for the control thread until the end of the turn.
-    reports: Vec<Report>,
+    reports: Outbox<Report>,
     resolver: Resolver,
     services: Vec<Service>,
     /// Which service a tunnel id of this session means.
@@ -112,7 +112,7 @@ impl<D: Driver> Worker<D> {
             driver,
             mailbox,
             control,
-            reports: Vec::new(),
+            reports: Outbox::default(),
             resolver: plan.resolver,
             services: plan.services,
             tunnels: HashMap::new(),
@@ -160,7 +160,7 @@ impl<D: Driver> Worker<D> {
             self.reported = Some(flows);
             self.reports.push(Report::Left { core: self.core, flows });
         }
-        self.control.send_all(&mut self.reports);
+        self.reports.flush(self.driver.now(), &self.control);
     }
 
     fn on_done(&mut self, done: Done) {
@@ -278,6 +278,7 @@ impl<D: Driver> Worker<D> {
             self.local_dials.next(dialling),
             self.aborts.next(aborting),
             self.looks.next(),
+            self.reports.poll_timeout(),
         ];
         deadlines.into_iter().flatten().min()
     }

@@ -92,9 +92,7 @@ impl<D: Driver> Worker<D> {
     fn act(&mut self, key: Key, action: Action) {
         match action {
             Action::SendStart(flow) => self.send_start(key, flow),
-            Action::SendFin { flow, bytes } => {
-                self.send_frame(key, |proxy| Frame::Fin(Fin { proxy, flow, bytes }));
-            }
+            Action::SendFin { flow, bytes } => self.send_fin(key, flow, bytes),
             Action::SendAbort(flow, code) => {
                 self.send_frame(key, |proxy| Frame::Abort(Abort { proxy, flow, code }));
             }
@@ -138,6 +136,20 @@ impl<D: Driver> Worker<D> {
         let Some(conn) = self.conns.get(key) else { return };
         let report = Report::Frame { session: conn.session, frame: frame(conn.proxy) };
         self.outgoing.push(report);
+    }
+
+    /// When the service has said all it had to say, it does not wait for the visitor's end, which
+    /// only concludes the flow.
+    fn send_fin(&mut self, key: Key, flow: FlowId, bytes: u64) {
+        let concludes = self.bound_of(key).is_some_and(|it| it.ended_first == Some(By::Local));
+        let Some(conn) = self.conns.get(key) else { return };
+        let frame = Frame::Fin(Fin { proxy: conn.proxy, flow, bytes });
+        let report = Report::Frame { session: conn.session, frame };
+        if concludes {
+            self.outgoing.push_patient(report, self.driver.now());
+        } else {
+            self.outgoing.push(report);
+        }
     }
 
     /// Everything that the client has sent is delivered: FIN goes on to the public conn.

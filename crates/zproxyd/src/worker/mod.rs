@@ -18,7 +18,7 @@ use zproxy_proto::id::{FlowId, ProxyId, TunnelId};
 use zproxy_proto::pool::Pool;
 use zproxy_proto::proxy_conn::{Ctl, Input, ProxyConn};
 use zproxy_proto::wire::Frame;
-use zproxy_relay::{Flow, Key, Keys, Mailbox, Name, Sender, Shortage, Slots, kind};
+use zproxy_relay::{Flow, Key, Keys, Mailbox, Name, Outbox, Sender, Shortage, Slots, kind};
 
 use crate::mailbox::{Report, SessionNo, Tell};
 
@@ -176,8 +176,7 @@ pub(crate) struct Worker<D: Driver> {
     /// Public conns that are not being closed.
     publics_live: usize,
     next_flow: u64,
-    /// Reports of this turn.
-    outgoing: Vec<Report>,
+    outgoing: Outbox<Report>,
     /// Sessions whose pool may want something after this turn.
     touched: Vec<SessionNo>,
     alarms: BinaryHeap<Reverse<(Duration, SessionNo)>>,
@@ -212,7 +211,7 @@ impl<D: Driver> Worker<D> {
             publics: Slots::default(),
             publics_live: 0,
             next_flow: 1,
-            outgoing: Vec::new(),
+            outgoing: Outbox::default(),
             touched: Vec::new(),
             alarms: BinaryHeap::new(),
             next_look: None,
@@ -245,7 +244,7 @@ impl<D: Driver> Worker<D> {
             self.on_time(self.driver.now());
             self.poll_pools();
             self.report_drain();
-            self.reports.send_all(&mut self.outgoing);
+            self.outgoing.flush(self.driver.now(), &self.reports);
         }
         Ok(())
     }
@@ -379,7 +378,9 @@ impl<D: Driver> Worker<D> {
         let paused = self.paused_until();
         let alarm = self.alarms.peek().map(|Reverse((at, _))| *at);
         let calm = self.shortage.poll_timeout();
-        paused.into_iter().chain(alarm).chain(self.next_look).chain(calm).min()
+        let patience = self.outgoing.poll_timeout();
+        let times = [paused, alarm, self.next_look, calm, patience];
+        times.into_iter().flatten().min()
     }
 
     /// When the first paused listener accepts again. Listeners are looked through only during a

@@ -39,8 +39,9 @@ impl<D: Driver> Worker<D> {
 
     fn report_served(&mut self) {
         if self.listeners_closing == 0 {
-            let served = self.unreported.drain(..).map(|tunnel| Report::Serving { tunnel });
-            self.outgoing.extend(served);
+            for tunnel in self.unreported.drain(..) {
+                self.outgoing.push(Report::Serving { tunnel });
+            }
         }
     }
 
