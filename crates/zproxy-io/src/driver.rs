@@ -1,10 +1,11 @@
 //! The seam: what the machines above may ask of the kernel.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::{Done, Doorbell, Epoll, Fault, Op, RelayMode, Sock, Token, Uring, UringConfig};
+use crate::{Done, Doorbell, Epoll, Fault, Op, RelayMode, Sock, Token, Uring};
 
 /// A way to drive sockets from one thread. A driver belongs to the thread that made it.
 ///
@@ -63,22 +64,34 @@ pub trait Driver {
 
 /// A driver that a data core can make for itself.
 pub trait Open: Driver + Sized {
-    /// Makes the driver of the calling thread, which is pinned to `cpu` if one is given.
+    /// Makes the driver of the calling thread.
     ///
     /// # Errors
     /// When the kernel does not offer what the driver needs; the text says what to change.
-    fn open(cpu: Option<usize>, relay: RelayMode) -> io::Result<Self>;
+    fn open(config: &DriverConfig) -> io::Result<Self>;
+}
+
+/// Settings of one driver.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DriverConfig {
+    /// The CPU that the thread is pinned to, if it is; a ring's worker threads stay there too.
+    pub cpu: Option<usize>,
+    /// Which path bytes may take.
+    pub relay: RelayMode,
+    /// Before it sleeps, the driver watches for results so long, unless others want the CPU; zero:
+    /// it sleeps at once.
+    pub busy_poll: Duration,
 }
 
 impl Open for Uring {
-    fn open(cpu: Option<usize>, relay: RelayMode) -> io::Result<Self> {
-        Self::new(&UringConfig { relay, cpu }).map_err(io::Error::other)
+    fn open(config: &DriverConfig) -> io::Result<Self> {
+        Self::new(config).map_err(io::Error::other)
     }
 }
 
 impl Open for Epoll {
-    fn open(_cpu: Option<usize>, relay: RelayMode) -> io::Result<Self> {
-        Self::new(relay)
+    fn open(config: &DriverConfig) -> io::Result<Self> {
+        Self::new(config)
     }
 }
 
@@ -137,4 +150,22 @@ pub struct Stats {
     pub waits: u64,
     /// Completions that overflowed the completion queue (io_uring only; survived, but slow).
     pub cq_overflows: u64,
+    /// Times that it watched for results before sleeping (`--busy-poll`).
+    pub spins: u64,
+    /// Of these, the times that there was something before it slept.
+    pub spins_found: u64,
+}
+
+/// As a log line shows it: `name=count`, all of them.
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "socks_opened={} socks_closed={}", self.socks_opened, self.socks_closed)?;
+        write!(f, " pipes_leased={} pipes_returned={}", self.pipes_leased, self.pipes_returned)?;
+        write!(f, " bufs_leased={} bufs_returned={}", self.bufs_leased, self.bufs_returned)?;
+        write!(f, " bytes_spliced={} bytes_copied={}", self.bytes_spliced, self.bytes_copied)?;
+        write!(f, " rounds_full={} rounds_short={}", self.rounds_full, self.rounds_short)?;
+        write!(f, " worker_splices={} waits={}", self.worker_splices, self.waits)?;
+        write!(f, " cq_overflows={}", self.cq_overflows)?;
+        write!(f, " spins={} spins_found={}", self.spins, self.spins_found)
+    }
 }

@@ -7,6 +7,7 @@
 //! This is the only crate of the workspace that may contain `unsafe`.
 
 mod buf;
+mod busy;
 mod doorbell;
 mod driver;
 mod epoll;
@@ -22,10 +23,10 @@ mod table;
 mod uring;
 
 pub use doorbell::Doorbell;
-pub use driver::{Driver, DriverLost, ListenOptions, Open, Stats};
+pub use driver::{Driver, DriverConfig, DriverLost, ListenOptions, Open, Stats};
 pub use epoll::Epoll;
 pub use fault::Fault;
 pub use lease::Lease;
 pub use op::{Done, Ending, Op, Outcome, Sock, SourceNow, Token};
 pub use policy::RelayMode;
-pub use uring::{RingError, Uring, UringConfig};
+pub use uring::{RingError, Uring};

@@ -3,7 +3,7 @@
 use std::thread::JoinHandle;
 
 use tracing::warn;
-use zproxy_io::{Epoll, Open, RelayMode, Uring, sys};
+use zproxy_io::{DriverConfig, Epoll, Open, RelayMode, Uring, sys};
 
 use crate::Exit;
 use crate::values::Backend;
@@ -23,16 +23,17 @@ pub enum Chosen {
 /// # Errors
 /// When the driver that was asked for cannot be had.
 pub fn choose(backend: Backend, relay: RelayMode) -> Result<Chosen, Exit> {
+    let config = DriverConfig { relay, ..DriverConfig::default() };
     match backend {
         Backend::Epoll => Ok(Chosen::Epoll),
-        Backend::Uring => Uring::open(None, relay).map(|_| Chosen::Uring).map_err(|why| {
+        Backend::Uring => Uring::open(&config).map(|_| Chosen::Uring).map_err(|why| {
             Exit::failed(format!("--backend uring: {why} (or use --backend epoll)"))
         }),
-        Backend::Auto => match Uring::open(None, relay) {
+        Backend::Auto => match Uring::open(&config) {
             Ok(_) => Ok(Chosen::Uring),
             Err(why) => {
                 warn!("backend=epoll, not uring: {why}");
-                Epoll::open(None, relay)
+                Epoll::open(&config)
                     .map(|_| Chosen::Epoll)
                     .map_err(|why| Exit::failed(format!("neither io_uring nor epoll: {why}")))
             }
@@ -46,7 +47,7 @@ pub fn prepare_process() {
     sys::ignore_sigpipe();
 }
 
-/// Starts a named thread, pinned to `cpu` if one is given, whose driver is made on it. `start` gets
+/// Starts a named thread, pinned to the CPU of `config`, whose driver is made on it. `start` gets
 /// the driver before `spawn` returns (to make a mailbox of its doorbell) and says what to run with;
 /// `run` then runs to the end of the thread.
 ///
@@ -54,8 +55,7 @@ pub fn prepare_process() {
 /// When the thread or its driver cannot be made.
 pub fn spawn<D, S, R>(
     name: String,
-    cpu: Option<usize>,
-    relay: RelayMode,
+    config: DriverConfig,
     start: impl FnOnce(&D) -> (S, R) + Send + 'static,
     run: impl FnOnce(D, S) + Send + 'static,
 ) -> Result<(R, JoinHandle<()>), Exit>
@@ -67,12 +67,12 @@ where
     let (tell, told) = std::sync::mpsc::channel();
     let title = name.clone();
     let body = move || {
-        if let Some(cpu) = cpu
+        if let Some(cpu) = config.cpu
             && let Err(error) = sys::pin_to_cpu(cpu)
         {
             warn!("thread={title} cpu={cpu} not pinned: {error}");
         }
-        match D::open(cpu, relay) {
+        match D::open(&config) {
             Ok(driver) => {
                 let (seed, report) = start(&driver);
                 if tell.send(Ok(report)).is_ok() {

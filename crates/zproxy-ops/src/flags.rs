@@ -9,14 +9,14 @@ use std::time::Duration;
 use clap::Args;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use zproxy_io::RelayMode;
+use zproxy_io::{DriverConfig, RelayMode};
 use zproxy_proto::limits;
 
 use crate::config::{ConfigError, File};
 use crate::cores::{self, CoreList};
 use crate::logs::{Level, LogFormat, LogSettings};
 use crate::token::TokenSource;
-use crate::values::{Backend, Relay, Seconds, ThreadCount};
+use crate::values::{Backend, Micros, Relay, Seconds, ThreadCount};
 use crate::{Exit, Machine, state, token};
 
 /// One group of settings from the command line and from the file.
@@ -111,6 +111,11 @@ pub struct CoreFlags {
     /// Which path bytes take: auto, splice or copy [default: auto]
     #[arg(long, value_name = "PATH")]
     pub relay: Option<Relay>,
+
+    /// Microseconds that a data core watches for work before it sleeps, for cores with nothing else
+    /// to do; it steps back when others want the core [default: 0]
+    #[arg(long, value_name = "USEC")]
+    pub busy_poll: Option<Micros>,
 }
 
 /// [`CoreFlags`] as meant.
@@ -122,6 +127,22 @@ pub struct CoreSettings {
     pub backend: Backend,
     /// Which path bytes take.
     pub relay: RelayMode,
+    /// A data core watches so long before it sleeps; zero: it does not.
+    pub busy_poll: Duration,
+}
+
+impl CoreSettings {
+    /// What the driver of the data core on this CPU is made with.
+    #[must_use]
+    pub fn data_driver(&self, cpu: usize) -> DriverConfig {
+        DriverConfig { cpu: Some(cpu), relay: self.relay, busy_poll: self.busy_poll }
+    }
+
+    /// What the driver of a control thread is made with, which never watches.
+    #[must_use]
+    pub fn control_driver(&self, cpu: Option<usize>) -> DriverConfig {
+        DriverConfig { cpu, relay: self.relay, busy_poll: Duration::ZERO }
+    }
 }
 
 impl Layers<CoreFlags> {
@@ -134,6 +155,7 @@ impl Layers<CoreFlags> {
             cores: self.cores(&machine.cpus_allowed)?,
             backend: self.pick(|typed| &typed.backend).unwrap_or_default(),
             relay: self.pick(|typed| &typed.relay).unwrap_or_default().0,
+            busy_poll: self.pick(|typed| &typed.busy_poll).unwrap_or_default().0,
         })
     }
 

@@ -274,6 +274,24 @@ impl FromStr for Seconds {
     }
 }
 
+/// A short span of time in whole microseconds, at most a tenth of a second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Micros(pub Duration);
+
+/// A tenth of a second: whoever watches longer might as well never sleep.
+const MICROS_MAX: u64 = 100_000;
+
+impl FromStr for Micros {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.trim().parse::<u64>() {
+            Ok(micros) if micros <= MICROS_MAX => Ok(Self(Duration::from_micros(micros))),
+            _ => Err(format!("write a whole number of microseconds from 0 to {MICROS_MAX}")),
+        }
+    }
+}
+
 /// A number of threads, as the seeds count them: 0 or less means 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ThreadCount(pub i64);
@@ -348,7 +366,18 @@ impl fmt::Display for Relay {
     }
 }
 
-text_value!(Port, PortRange, HostPort, BindAddr, ListenAddr, Seconds, ThreadCount, Backend, Relay);
+text_value!(
+    Port,
+    PortRange,
+    HostPort,
+    BindAddr,
+    ListenAddr,
+    Seconds,
+    Micros,
+    ThreadCount,
+    Backend,
+    Relay
+);
 
 #[cfg(test)]
 mod tests {
@@ -422,6 +451,17 @@ mod tests {
         assert_eq!(Seconds(Duration::ZERO).or_off(), None);
         for text in ["", "-1", "nan", "inf", "1e300", "soon", "5m"] {
             assert!(text.parse::<Seconds>().is_err(), "{text}");
+        }
+    }
+
+    /// Microseconds are whole and at most a tenth of a second.
+    #[test]
+    fn micros_parse() {
+        assert_eq!("0".parse(), Ok(Micros(Duration::ZERO)));
+        assert_eq!("50".parse(), Ok(Micros(Duration::from_micros(50))));
+        assert_eq!("100000".parse(), Ok(Micros(Duration::from_millis(100))));
+        for text in ["", "-1", "0.5", "100001", "50us", "on"] {
+            assert!(text.parse::<Micros>().unwrap_err().contains("100000"), "{text}");
         }
     }
 

@@ -72,12 +72,12 @@ impl<T> Outbox<T> {
 mod tests {
     use super::*;
     use crate::Mailbox;
-    use zproxy_io::{Driver, Epoll, RelayMode};
+    use zproxy_io::{Driver, DriverConfig, Epoll};
 
     /// Patient letters wait for an urgent one or for their time, and everything goes in order.
     #[test]
     fn patient_letters_wait() {
-        let driver = Epoll::new(RelayMode::Auto).expect("an epoll driver");
+        let driver = Epoll::new(&DriverConfig::default()).expect("an epoll driver");
         let mailbox = Mailbox::new(driver.doorbell());
         let (sender, mut out, mut got) = (mailbox.sender(), Outbox::default(), Vec::new());
         let ms = Duration::from_millis;

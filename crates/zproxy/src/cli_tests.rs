@@ -89,8 +89,10 @@ fn flags_reach_their_settings() {
     let s = settings(
         "--server a:1 --local b:2 --public-port 8000 --name web --cores 1 --backend uring \
          --token-file /t --state-dir /s --connect-timeout 0.5 --drain-timeout 1 --heartbeat 1 \
-         --heartbeat-deadline 2 --idle-timeout 3 --half-close-timeout 4 --log-level off",
+         --heartbeat-deadline 2 --idle-timeout 3 --half-close-timeout 4 --log-level off \
+         --busy-poll 30",
     );
+    assert_eq!(s.data.busy_poll, Duration::from_micros(30));
     assert_eq!(tunnels(&s), ["web b:2 8000"]);
     assert_eq!((s.data.cores.as_slice(), s.data.backend), ([1].as_slice(), Backend::Uring));
     assert_eq!(s.token.token, TokenSource::File("/t".into()));

@@ -160,6 +160,7 @@ fn show_common(
     writeln!(f, "cores = {}", cores::show(&data.cores))?;
     writeln!(f, "backend = {}", data.backend)?;
     writeln!(f, "relay = {}", show_relay(data.relay))?;
+    writeln!(f, "busy-poll = {} us", data.busy_poll.as_micros())?;
     writeln!(f, "connect-timeout = {} s", connect_timeout.as_secs_f64())?;
     writeln!(f, "drain-timeout = {} s", flow.drain_timeout.as_secs_f64())?;
     writeln!(f, "idle-timeout = {}", show_limit(flow.idle_timeout))?;

@@ -16,11 +16,12 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use crate::buf::BufPool;
+use crate::busy::{BusyPoll, Spin};
 use crate::pipe::PipePool;
 use crate::table::Table;
 use crate::{
-    Done, Doorbell, Driver, DriverLost, Ending, Fault, ListenOptions, Op, Outcome, RelayMode, Sock,
-    Stats, Token, sock, sys,
+    Done, Doorbell, Driver, DriverConfig, DriverLost, Ending, Fault, ListenOptions, Op, Outcome,
+    RelayMode, Sock, Stats, Token, sock, sys,
 };
 
 use entry::{Connecting, Entry, Inbound, Outbound, Pending};
@@ -43,6 +44,7 @@ pub struct Epoll {
     /// What came home without having run: operations on sockets that are closed or being closed.
     stillborn: Vec<Done>,
     pools: Pools,
+    busy: BusyPoll,
     stats: Stats,
     blind_turns: u32,
 }
@@ -57,20 +59,21 @@ enum Side {
 }
 
 impl Epoll {
-    /// Makes a driver whose directions choose their path as `relay` says.
+    /// Makes the driver of the calling thread.
     ///
     /// # Errors
     /// Out of descriptors or memory (`epoll_create1(2)`, `eventfd(2)`).
-    pub fn new(relay: RelayMode) -> io::Result<Self> {
+    pub fn new(config: &DriverConfig) -> io::Result<Self> {
         let doorbell = Doorbell::new()?;
         Ok(Self {
-            relay,
+            relay: config.relay,
             poller: Poller::new(doorbell.fd())?,
             doorbell,
             socks: Table::default(),
             ready: VecDeque::new(),
             stillborn: Vec::new(),
             pools: Pools { pipes: PipePool::new(), bufs: BufPool::new() },
+            busy: BusyPoll::new(config.busy_poll),
             stats: Stats::default(),
             blind_turns: 0,
         })
@@ -134,12 +137,33 @@ impl Epoll {
         entry.lent_to = Some(sink);
     }
 
-    /// Waits for events and queues the operations they wake.
-    fn hear(&mut self, timeout: Option<Duration>, done: &mut Vec<Done>) -> Result<(), DriverLost> {
-        self.blind_turns = 0;
+    /// Asks the kernel for events once; waits for them at most `timeout` (`None`: for ever).
+    fn poll(&mut self, timeout: Option<Duration>) -> Result<usize, DriverLost> {
         self.stats.waits += 1;
-        let lost = |error| DriverLost { call: "epoll_wait", error };
-        for index in 0..self.poller.wait(timeout).map_err(lost)? {
+        self.poller.wait(timeout).map_err(|error| DriverLost { call: "epoll_wait", error })
+    }
+
+    /// Watches for events before a wait until `until`, if that is wanted now.
+    fn watch_awake(&mut self, until: Option<Duration>) -> Result<usize, DriverLost> {
+        let Some(end) = self.busy.begin(sys::now(), until) else { return Ok(0) };
+        let before = sys::preemptions();
+        let mut count = 0;
+        while count == 0 && sys::now() < end {
+            count = self.poll(Some(Duration::ZERO))?;
+        }
+        let was_preempted = sys::preemptions() != before;
+        self.busy.end(sys::now(), Spin { has_found: count > 0, was_preempted });
+        Ok(count)
+    }
+
+    /// Waits until `until` (`None`: for ever) for events and queues the operations they wake.
+    fn hear(&mut self, until: Option<Duration>, done: &mut Vec<Done>) -> Result<(), DriverLost> {
+        self.blind_turns = 0;
+        let mut count = self.watch_awake(until)?;
+        if count == 0 {
+            count = self.poll(until.map(|until| until.saturating_sub(sys::now())))?;
+        }
+        for index in 0..count {
             match self.poller.event(index) {
                 (Subject::Doorbell, _) => {
                     self.doorbell.hush();
@@ -250,12 +274,9 @@ impl Driver for Epoll {
                 self.blind_turns += 1;
                 return Ok(());
             }
-            let timeout = if produced || !self.ready.is_empty() {
-                Some(Duration::ZERO)
-            } else {
-                until.map(|until| until.saturating_sub(sys::now()))
-            };
-            self.hear(timeout, done)?;
+            // With results at hand, or work to do, the time to wait until has come already.
+            let has_work = produced || !self.ready.is_empty();
+            self.hear(if has_work { Some(Duration::ZERO) } else { until }, done)?;
             if produced || (done.len() > before && self.ready.is_empty()) {
                 return Ok(());
             }
@@ -273,6 +294,8 @@ impl Driver for Epoll {
             pipes_returned: pipes.returned.get(),
             bufs_leased: bufs.leased.get(),
             bufs_returned: bufs.returned.get(),
+            spins: self.busy.spins,
+            spins_found: self.busy.spins_found,
             ..self.stats
         }
     }

@@ -23,25 +23,17 @@ pub(crate) use group::RingBuf;
 pub use ring::RingError;
 
 use crate::buf::BufPool;
+use crate::busy::{BusyPoll, Spin};
 use crate::pipe::PipePool;
 use crate::policy::{Policy, RelayMode};
 use crate::table::Table;
 use crate::{
-    Done, Doorbell, Driver, DriverLost, Ending, Fault, ListenOptions, Op, Outcome, Sock, Stats,
-    Token, sock, sys,
+    Done, Doorbell, Driver, DriverConfig, DriverLost, Ending, Fault, ListenOptions, Op, Outcome,
+    Sock, Stats, Token, sock, sys,
 };
 use group::Group;
 use ring::Ring;
 use rounds::{Drain, Fill};
-
-/// Settings of one ring.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct UringConfig {
-    /// Which path bytes may take.
-    pub relay: RelayMode,
-    /// The CPU that the ring's worker threads stay on; that of the thread, when it is pinned.
-    pub cpu: Option<usize>,
-}
 
 /// Which completion of an operation: the high half of `user_data`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +63,7 @@ pub struct Uring {
     bufs: Rc<BufPool>,
     group: Rc<Group>,
     relay: RelayMode,
+    busy: BusyPoll,
     stats: Stats,
 }
 
@@ -220,7 +213,7 @@ impl Uring {
     ///
     /// # Errors
     /// When the kernel has no io_uring, forbids it, or lacks what the driver needs.
-    pub fn new(config: &UringConfig) -> Result<Self, RingError> {
+    pub fn new(config: &DriverConfig) -> Result<Self, RingError> {
         let ring = Ring::new(config.cpu, config.relay == RelayMode::Splice)?;
         let group = Group::register(&ring).map_err(RingError::Buffers)?;
         let mut driver = Self {
@@ -233,6 +226,7 @@ impl Uring {
             bufs: BufPool::new(),
             group,
             relay: config.relay,
+            busy: BusyPoll::new(config.busy_poll),
             stats: Stats::default(),
         };
         driver.start(Token::DOORBELL, Work::Bell);
@@ -652,6 +646,26 @@ impl Uring {
         self.ready.push(Done { token, outcome: Outcome::Closed });
     }
 
+    /// Watches for completions before a wait until `until`, if that is wanted now. True when there
+    /// are some.
+    fn watch_awake(&mut self, until: Option<Duration>) -> Result<bool, DriverLost> {
+        let Some(end) = self.busy.begin(self.now(), until) else { return Ok(false) };
+        if self.ring.is_loaded() || self.ring.has_task_work() {
+            self.ring.enter(Some(Duration::ZERO))?;
+        }
+        if self.ring.has_completions() {
+            return Ok(true);
+        }
+        let before = sys::preemptions();
+        let has_found = self.ring.watch_until(end);
+        let was_preempted = sys::preemptions() != before;
+        self.busy.end(self.now(), Spin { has_found, was_preempted });
+        if self.ring.has_task_work() {
+            self.ring.enter(Some(Duration::ZERO))?;
+        }
+        Ok(has_found)
+    }
+
     fn reap(&mut self) {
         let reaped = self.ring.reap();
         for completion in &reaped {
@@ -732,6 +746,10 @@ impl Driver for Uring {
                 done.append(&mut self.ready);
                 return Ok(());
             }
+            if self.watch_awake(until)? {
+                self.reap();
+                continue;
+            }
             let patience = until.map(|until| until.saturating_sub(self.now()));
             self.ring.enter(patience)?;
             self.reap();
@@ -749,6 +767,8 @@ impl Driver for Uring {
             bufs_returned: self.bufs.returned.get() + self.group.returned.get(),
             waits: self.ring.enters,
             cq_overflows: self.ring.overflows,
+            spins: self.busy.spins,
+            spins_found: self.busy.spins_found,
             ..self.stats
         }
     }

@@ -134,6 +134,29 @@ impl Ring {
         self.ring.submission().taskrun()
     }
 
+    /// Whether completions are there to be reaped.
+    pub(super) fn has_completions(&mut self) -> bool {
+        !self.ring.completion().is_empty()
+    }
+
+    /// Watches without a system call until there are completions, or some wait in the kernel for
+    /// this thread; false when `end` came first.
+    pub(super) fn watch_until(&mut self, end: Duration) -> bool {
+        /// A look costs less than the clock.
+        const LOOKS: u32 = 16;
+        loop {
+            for _ in 0..LOOKS {
+                if self.has_completions() || self.has_task_work() {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            if sys::now() >= end {
+                return false;
+            }
+        }
+    }
+
     /// Submits what is queued and, if `patience` is not zero, waits for a completion for so long
     /// (`None`: for ever).
     pub(super) fn enter(&mut self, patience: Option<Duration>) -> Result<(), DriverLost> {

@@ -15,6 +15,16 @@ conformance!(
     a_deadline_in_the_past,
 );
 
+conformance_busy!(
+    rung_before_waiting,
+    rung_while_waiting,
+    rung_again_and_again,
+    heard_by_a_busy_driver,
+    deadlines_are_kept,
+    a_deadline_in_the_past,
+    watches_are_counted,
+);
+
 /// How often the bell was heard within `time`.
 fn heard<D: Driver>(world: &mut World<D>, time: Duration) -> usize {
     let mut count = 0;
@@ -121,6 +131,29 @@ fn deadlines_are_kept<K: Kit>() {
     world.settle();
     for micros in [1, 100, 300, 1_500, 20_000] {
         assert!(!world.wait(Duration::from_micros(micros)));
+    }
+    world.finish();
+}
+
+/// A driver that watches says how often it did, and that it found what was there before its time
+/// was up. Being preempted makes it rest, so that it may take several attempts to find something.
+fn watches_are_counted<K: Kit>() {
+    let mut world = World::new::<K>(RelayMode::Auto);
+    assert!(!world.wait(SHORT));
+    assert!(world.driver.stats().spins > 0, "{:?}", world.driver.stats());
+    let bell = world.driver.doorbell();
+    let started = std::time::Instant::now();
+    while world.driver.stats().spins_found == 0 {
+        assert!(started.elapsed() < PATIENCE, "{:?}", world.driver.stats());
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let bell = bell.clone();
+        let ringing = std::thread::spawn(move || {
+            ready.send(()).expect("somebody waits");
+            bell.ring();
+        });
+        is_ready.recv().expect("the ringer lives");
+        world.outcome(Token::DOORBELL);
+        ringing.join().expect("it rang");
     }
     world.finish();
 }

@@ -20,6 +20,8 @@ conformance!(
     many_flows_at_once,
 );
 
+conformance_busy!(much_auto, much_splice, much_copy, small_fills_auto, many_flows_at_once);
+
 /// Both directions of two sockets, 32 MiB one way and 8 MiB the other, in random pieces.
 fn much<K: Kit>(relay: RelayMode) {
     const THERE: u64 = 32 << 20;

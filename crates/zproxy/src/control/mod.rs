@@ -102,7 +102,7 @@ struct Control<'a, D: Driver> {
 pub(crate) fn serve<D: Open + 'static>(settings: &Settings) -> Result<(), Exit> {
     let token = load_token(settings)?;
     let identity = Identity::load(&settings.token.state_dir);
-    let driver = D::open(None, settings.data.relay)
+    let driver = D::open(&settings.data.control_driver(None))
         .map_err(|error| Exit::failed(format!("the control thread: {error}")))?;
     let mailbox = Mailbox::new(driver.doorbell());
     let resolver = Resolver::start()
@@ -182,7 +182,7 @@ fn start_cores<D: Open + 'static>(
             Worker::new(plan, driver, mailbox, control).run();
         };
         let name = format!("data-{core}");
-        let (sender, _thread) = boot::spawn(name, Some(cpu), settings.data.relay, start, run)?;
+        let (sender, _thread) = boot::spawn(name, settings.data.data_driver(cpu), start, run)?;
         let letters = Vec::new();
         cores.push(Core { sender, letters, serial: 0, left: None, is_running: true });
     }

@@ -117,7 +117,7 @@ fn start_workers<D: Open + 'static>(
             Worker::new(number, driver, mailbox, tell, resolver, routes, limits).run();
         };
         let name = format!("data-{number}");
-        let (sender, _thread) = boot::spawn(name, Some(cpu), settings.data.relay, start, run)?;
+        let (sender, _thread) = boot::spawn(name, settings.data.data_driver(cpu), start, run)?;
         workers.push(sender);
     }
     Ok(workers)

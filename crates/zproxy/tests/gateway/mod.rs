@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use zproxy_io::{Open, RelayMode, Uring};
+use zproxy_io::{DriverConfig, Open, Uring};
 use zproxy_proto::auth::{self, Nonce, Ticket, Token};
 use zproxy_proto::control::{GatewayConfig, GatewayEvent, GatewaySession, Heartbeat, Session};
 use zproxy_proto::id::{CtlId, FlowId, ProxyId, ServerId, TunnelId};
@@ -25,7 +25,7 @@ pub(crate) const TUNNEL: TunnelId = TunnelId(7);
 /// Runs a test on every backend that this machine offers.
 pub(crate) fn on_every_backend(test: impl Fn(&'static str)) {
     test("epoll");
-    match Uring::open(None, RelayMode::Auto) {
+    match Uring::open(&DriverConfig::default()) {
         Ok(_) => test("uring"),
         Err(why) => eprintln!("not on uring: {why}"),
     }

@@ -13,6 +13,14 @@ macro_rules! conformance {
     };
 }
 
+/// As `conformance!`, with drivers that watch awake before they sleep.
+macro_rules! conformance_busy {
+    ($($case:ident),* $(,)?) => {
+        on_driver!(busy_epoll, BusyEpollKit, $($case)*);
+        on_driver!(busy_uring, BusyUringKit, $($case)*);
+    };
+}
+
 macro_rules! on_driver {
     ($module:ident, $kit:ident, $($case:ident)*) => {
         mod $module {

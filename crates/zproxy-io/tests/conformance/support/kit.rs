@@ -1,6 +1,8 @@
 //! How a driver under test is made.
 
-use zproxy_io::{Driver, Epoll, RelayMode, Uring, UringConfig};
+use std::time::Duration;
+
+use zproxy_io::{Driver, DriverConfig, Epoll, RelayMode, Uring};
 
 /// Makes drivers of one kind.
 pub(crate) trait Kit {
@@ -10,6 +12,17 @@ pub(crate) trait Kit {
     fn obstacle() -> Option<String>;
 
     fn driver(relay: RelayMode) -> Self::Driver;
+}
+
+/// Long enough to find what another thread does at once.
+const BUSY_POLL: Duration = Duration::from_millis(2);
+
+fn config(relay: RelayMode) -> DriverConfig {
+    DriverConfig { relay, ..DriverConfig::default() }
+}
+
+fn busy(relay: RelayMode) -> DriverConfig {
+    DriverConfig { busy_poll: BUSY_POLL, ..config(relay) }
 }
 
 pub(crate) struct EpollKit;
@@ -22,7 +35,7 @@ impl Kit for EpollKit {
     }
 
     fn driver(relay: RelayMode) -> Epoll {
-        Epoll::new(relay).expect("epoll is always there")
+        Epoll::new(&config(relay)).expect("epoll is always there")
     }
 }
 
@@ -32,11 +45,41 @@ impl Kit for UringKit {
     type Driver = Uring;
 
     fn obstacle() -> Option<String> {
-        Uring::new(&UringConfig::default()).err().map(|error| error.to_string())
+        Uring::new(&DriverConfig::default()).err().map(|error| error.to_string())
     }
 
     fn driver(relay: RelayMode) -> Uring {
-        Uring::new(&UringConfig { relay, ..UringConfig::default() }).expect("a ring was possible")
+        Uring::new(&config(relay)).expect("a ring was possible")
+    }
+}
+
+/// epoll that watches awake before it sleeps.
+pub(crate) struct BusyEpollKit;
+
+impl Kit for BusyEpollKit {
+    type Driver = Epoll;
+
+    fn obstacle() -> Option<String> {
+        None
+    }
+
+    fn driver(relay: RelayMode) -> Epoll {
+        Epoll::new(&busy(relay)).expect("epoll is always there")
+    }
+}
+
+/// A ring that watches awake before it sleeps.
+pub(crate) struct BusyUringKit;
+
+impl Kit for BusyUringKit {
+    type Driver = Uring;
+
+    fn obstacle() -> Option<String> {
+        UringKit::obstacle()
+    }
+
+    fn driver(relay: RelayMode) -> Uring {
+        Uring::new(&busy(relay)).expect("a ring was possible")
     }
 }
 
