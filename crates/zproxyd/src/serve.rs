@@ -63,6 +63,7 @@ pub(crate) fn serve<D: Open + 'static>(settings: &Settings) -> Result<(), Exit> 
             deadline: settings.heartbeat.deadline,
         },
         drain_timeout: settings.flow.drain_timeout,
+        grace: settings.grace,
     });
     announce::<D>(settings, ctl_at, proxy_at, &found.place);
     let result = control.run();

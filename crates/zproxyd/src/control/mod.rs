@@ -53,6 +53,7 @@ pub(crate) struct Parts<D: Driver> {
     pub(crate) server_id: ServerId,
     pub(crate) heartbeat: Heartbeat,
     pub(crate) drain_timeout: Duration,
+    pub(crate) grace: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +97,17 @@ struct Counts {
     turned_away: u64,
 }
 
+/// What the control core did for the data cores.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Traffic {
+    /// Frames passed on from clients to data cores.
+    pub(super) frames_in: u64,
+    /// Frames sent to clients for data cores.
+    pub(super) frames_out: u64,
+    /// Proxy_conns that were authenticated and handed over.
+    pub(super) proxy_conns: u64,
+}
+
 enum Course {
     Serving,
     Draining { until: Duration, left: Vec<usize>, logged_at: Duration },
@@ -126,9 +138,13 @@ pub(crate) struct Control<D: Driver> {
     proxy_port: u16,
     public_bind: std::net::IpAddr,
     drain_timeout: Duration,
+    grace: Duration,
+    /// Sessions whose client has stopped in good order, and until when their flows may end.
+    parting: VecDeque<(Duration, SessionNo)>,
     shortage: Shortage,
     counts: Counts,
     counts_logged_at: Duration,
+    traffic: Traffic,
     course: Course,
     failure: Option<String>,
 }
@@ -155,9 +171,12 @@ impl<D: Driver> Control<D> {
             proxy_port: parts.proxy_port,
             public_bind: parts.public_bind,
             drain_timeout: parts.drain_timeout,
+            grace: parts.grace,
+            parting: VecDeque::new(),
             shortage: Shortage::default(),
             counts: Counts::default(),
             counts_logged_at: Duration::ZERO,
+            traffic: Traffic::default(),
             course: Course::Serving,
             failure: None,
         };
@@ -178,6 +197,12 @@ impl<D: Driver> Control<D> {
         for worker in &self.workers {
             worker.send(Tell::Stop);
         }
+        let Traffic { frames_in, frames_out, proxy_conns } = self.traffic;
+        let stats = self.driver.stats();
+        info!(
+            "control stats frames_in={frames_in} frames_out={frames_out} proxy_conns={proxy_conns} \
+             {stats}"
+        );
         match lost.map(|lost| lost.to_string()).or(self.failure) {
             Some(why) => Err(why),
             None => Ok(()),
@@ -391,6 +416,7 @@ impl<D: Driver> Control<D> {
         }
         let peer = self.peers.remove(key).expect("it was found by its key");
         self.unauthenticated -= 1;
+        self.traffic.proxy_conns += 1;
         let handle = self.driver.release(peer.sock);
         self.tell(core, Tell::Conn { session: no, proxy: attach.proxy, handle });
     }
@@ -496,7 +522,8 @@ impl<D: Driver> Control<D> {
         };
         let expiry = self.registry.poll_timeout();
         let calm = self.shortage.poll_timeout();
-        paused.chain(alarm).chain(drain).chain(expiry).chain(calm).min()
+        let parted = self.parting.front().map(|(until, _)| *until);
+        paused.chain(alarm).chain(drain).chain(expiry).chain(calm).chain(parted).min()
     }
 
     fn set_alarm(&mut self, key: Key) {
@@ -531,6 +558,7 @@ impl<D: Driver> Control<D> {
             info!("accepting clients again");
         }
         self.expire_sessions(now);
+        self.end_parted(now);
         self.log_counts(now);
         self.drain_on(now);
     }
@@ -608,6 +636,7 @@ impl<D: Driver> Control<D> {
             Frame::OpenProxy(open) => machine.open_proxy(open),
             _ => unreachable!("data cores send no other frames"),
         }
+        self.traffic.frames_out += 1;
         self.advance(key);
     }
 

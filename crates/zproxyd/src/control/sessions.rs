@@ -68,6 +68,7 @@ impl<D: Driver> Control<D> {
         };
         let (proxy, frame): (ProxyId, Frame) = frame;
         if let Some(session) = self.session_of(key) {
+            self.traffic.frames_in += 1;
             self.tell(proxy.gateway_core(), Tell::Frame { session, frame });
         }
     }
@@ -196,6 +197,30 @@ impl<D: Driver> Control<D> {
         self.tell_all(|| Tell::SessionOver { session });
     }
 
+    /// A client has stopped in good order: its tunnels close now, but what it has sent last may still
+    /// be on its way to visitors, so its flows end by themselves (in-band) and not by a reset.
+    fn part(&mut self, ended: &Ended) {
+        let session = SessionNo(ended.epoch);
+        info!("client={} session={session} ended: the client has stopped", ended.name);
+        if let Some(entry) = self.sessions.remove(&session) {
+            self.by_ctl_id.remove(&entry.ctl_id);
+        }
+        self.opening.retain(|_, opening| opening.session != session);
+        for tunnel in &ended.tunnels {
+            let tunnel = tunnel.id;
+            self.tell_all(|| Tell::TunnelOver { tunnel });
+        }
+        self.tell_all(|| Tell::CtlLost { session });
+        self.parting.push_back((self.driver.now() + self.grace, session));
+    }
+
+    /// Whoever has parted and is not gone by now is gone.
+    pub(super) fn end_parted(&mut self, now: std::time::Duration) {
+        while let Some((_, session)) = self.parting.pop_front_if(|(until, _)| *until <= now) {
+            self.tell_all(|| Tell::SessionOver { session });
+        }
+    }
+
     /// A client's ctl_conn is gone for good: closes it.
     pub(super) fn lose_ctl(&mut self, key: Key, why: &str) {
         self.detach(key, why);
@@ -215,7 +240,7 @@ impl<D: Driver> Control<D> {
         let ctl_id = entry.ctl_id;
         if said_goodbye {
             if let Some(ended) = self.registry.logout(ctl_id) {
-                self.end_session(&ended, "the client has stopped");
+                self.part(&ended);
             }
             return;
         }

@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 use zproxy_io::{Done, Driver, DriverLost, Ending, Op, Outcome, Sock, Token};
 use zproxy_proto::id::{FlowId, ProxyId, TunnelId};
 use zproxy_proto::pool::Pool;
-use zproxy_proto::proxy_conn::{Ctl, Input, ProxyConn};
+use zproxy_proto::proxy_conn::{Ctl, Input, Mode, ProxyConn};
 use zproxy_proto::wire::Frame;
 use zproxy_relay::{Flow, Key, Keys, Mailbox, Name, Outbox, Sender, Shortage, Slots, kind};
 
@@ -227,6 +227,7 @@ impl<D: Driver> Worker<D> {
         let error = self.turns().err().map(|lost| lost.to_string());
         let core = self.core;
         let reports = self.reports.clone();
+        info!("core={core} stats {}", self.driver.stats());
         // The driver goes first: with it every socket of this core is closed.
         drop(self);
         reports.send(Report::Ended { core, error });
@@ -365,12 +366,19 @@ impl<D: Driver> Worker<D> {
         }
     }
 
+    /// While draining: what is left. A public conn counts until it is closed, and a proxy_conn until
+    /// the client has released it: to end before that would cut off what is still on its way.
     fn report_drain(&mut self) {
-        if self.course != Course::Draining || self.publics_reported == self.publics_live {
+        if self.course != Course::Draining {
             return;
         }
-        self.publics_reported = self.publics_live;
-        self.outgoing.push(Report::Left { core: self.core, publics: self.publics_live });
+        let settling = |conn: &Conn| matches!(conn.machine.mode(), Mode::Settling(_));
+        let settling = self.conns.iter().filter(|(_, conn)| settling(conn)).count();
+        let publics = self.publics.len() + settling;
+        if self.publics_reported != publics {
+            self.publics_reported = publics;
+            self.outgoing.push(Report::Left { core: self.core, publics });
+        }
     }
 
     /// When something is due by itself.
