@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use tracing::{debug, error};
+use tracing::{debug, error, info};
 use zproxy_io::{Done, Driver, DriverLost, Ending, Op, Outcome, Sock, Token};
 use zproxy_ops::values::HostPort;
 use zproxy_relay::{self as relay, Direction, Flow, Heard, Key, Keys, Mailbox, Name, Slots, kind};
@@ -137,7 +137,9 @@ impl<D: Driver> Worker<D> {
 
     /// Serves until everything has ended.
     pub(super) fn run(mut self) {
-        if let Err(lost) = self.serve() {
+        let result = self.serve();
+        info!("core={} stats {}", self.number, self.driver.stats());
+        if let Err(lost) = result {
             error!("thread=data-{} {lost}", self.number);
             // Whoever hears of the panic ends the program.
             panic!("{lost}");

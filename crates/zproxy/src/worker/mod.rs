@@ -13,7 +13,7 @@ mod local;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use tracing::error;
+use tracing::{error, info};
 use zproxy_io::{Done, Driver, DriverLost, Ending, Fault, Op, Sock, Token};
 use zproxy_ops::values::HostPort;
 use zproxy_proto::id::{ProxyId, TunnelId};
@@ -133,7 +133,9 @@ impl<D: Driver> Worker<D> {
 
     /// Serves until it is told to stop.
     pub(crate) fn run(mut self) {
-        if let Err(lost) = self.serve() {
+        let result = self.serve();
+        info!("core={} stats {}", self.core, self.driver.stats());
+        if let Err(lost) = result {
             error!("thread=data-{} {lost}", self.core);
             // Whoever hears of the panic ends the program.
             panic!("{lost}");
