@@ -9,6 +9,8 @@
 mod group;
 mod ring;
 mod rounds;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::net::SocketAddr;
@@ -32,7 +34,7 @@ use crate::{
     Sock, Stats, Token, sock, sys,
 };
 use group::Group;
-use ring::Ring;
+use ring::{Queues, Ring};
 use rounds::{Drain, Fill};
 
 /// Which completion of an operation: the high half of `user_data`.
@@ -214,7 +216,11 @@ impl Uring {
     /// # Errors
     /// When the kernel has no io_uring, forbids it, or lacks what the driver needs.
     pub fn new(config: &DriverConfig) -> Result<Self, RingError> {
-        let ring = Ring::new(config.cpu, config.relay == RelayMode::Splice)?;
+        Self::with_queues(config, Queues::default())
+    }
+
+    fn with_queues(config: &DriverConfig, queues: Queues) -> Result<Self, RingError> {
+        let ring = Ring::new(config.cpu, config.relay == RelayMode::Splice, queues)?;
         let group = Group::register(&ring).map_err(RingError::Buffers)?;
         let mut driver = Self {
             ring,

@@ -9,10 +9,22 @@ use io_uring::{IoUring, cqueue, squeue, types};
 use crate::probe::RingRefusal;
 use crate::{DriverLost, sys};
 
-/// Submission entries. More operations than this in one turn are submitted in several calls.
-const SQ_ENTRIES: u32 = 1024;
-/// Completion entries: room for bursts of multishot accepts on top of everything in flight.
-const CQ_ENTRIES: u32 = 16384;
+/// The lengths of a ring's two queues.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Queues {
+    /// Submission entries. More operations than this in one turn are submitted in several calls.
+    pub(super) submission: u32,
+    /// Completion entries: room for bursts of multishot accepts on top of everything in flight. More
+    /// wait in the kernel (IORING_FEAT_NODROP, Linux 5.5), which is slower but loses nothing.
+    pub(super) completion: u32,
+}
+
+impl Default for Queues {
+    fn default() -> Self {
+        Self { submission: 1024, completion: 16384 }
+    }
+}
+
 /// Kernel worker threads for splices. Nothing that blocks is ever handed to them, so two suffice: one
 /// runs while the other is being woken.
 const WORKERS_MAX: u32 = 2;
@@ -71,9 +83,13 @@ impl std::fmt::Debug for Ring {
 }
 
 impl Ring {
-    pub(super) fn new(cpu: Option<usize>, is_chained: bool) -> Result<Self, RingError> {
-        let (ring, flags) =
-            build(is_chained).map_err(|error| RingError::Setup(RingRefusal::from_setup(error)))?;
+    pub(super) fn new(
+        cpu: Option<usize>,
+        is_chained: bool,
+        queues: Queues,
+    ) -> Result<Self, RingError> {
+        let (ring, flags) = build(is_chained, queues)
+            .map_err(|error| RingError::Setup(RingRefusal::from_setup(error)))?;
         check_opcodes(&ring)?;
         let submitter = ring.submitter();
         let mut workers = [WORKERS_MAX, WORKERS_MAX];
@@ -204,9 +220,9 @@ impl Ring {
 /// A ring of splice chains has COOP_TASKRUN: a worker then runs the next link of a chain by itself.
 /// Any other has DEFER_TASKRUN: completions are posted only when this thread asks for them, in
 /// batches, and nothing interrupts it in between.
-fn build(is_chained: bool) -> io::Result<(IoUring, &'static str)> {
+fn build(is_chained: bool, queues: Queues) -> io::Result<(IoUring, &'static str)> {
     let mut base = IoUring::builder();
-    base.dontfork().setup_clamp().setup_cqsize(CQ_ENTRIES).setup_submit_all();
+    base.dontfork().setup_clamp().setup_cqsize(queues.completion).setup_submit_all();
     let mut deferred = base.clone();
     deferred.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
     let mut lean = deferred.clone();
@@ -225,7 +241,7 @@ fn build(is_chained: bool) -> io::Result<(IoUring, &'static str)> {
     ];
     let mut last = None;
     for (builder, flags) in attempts.into_iter().skip(if is_chained { 2 } else { 0 }) {
-        match builder.build(SQ_ENTRIES) {
+        match builder.build(queues.submission) {
             Ok(ring) => return Ok((ring, flags)),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => last = Some(error),
             Err(error) => return Err(error),
