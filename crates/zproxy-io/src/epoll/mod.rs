@@ -146,8 +146,12 @@ impl Epoll {
     /// Watches for events before a wait until `until`, if that is wanted now.
     fn watch_awake(&mut self, until: Option<Duration>) -> Result<usize, DriverLost> {
         let Some(end) = self.busy.begin(sys::now(), until) else { return Ok(0) };
+        // What is there at once was not watched for, and says nothing about the core.
+        let mut count = self.poll(Some(Duration::ZERO))?;
+        if count > 0 {
+            return Ok(count);
+        }
         let before = sys::preemptions();
-        let mut count = 0;
         while count == 0 && sys::now() < end {
             count = self.poll(Some(Duration::ZERO))?;
         }
