@@ -14,8 +14,10 @@
 
 use io_uring::{cqueue, opcode, squeue, types};
 
+use super::Uring;
+use super::ahead::Ahead;
+use super::entry::{Chain, Part, Step, failed, is_interrupted, one, user_data};
 use super::group::{BUF_SIZE, Group};
-use super::{Ahead, Chain, Part, Step, Uring, failed, is_interrupted, one, user_data};
 use crate::buf::Buf;
 use crate::lease::Store;
 use crate::pipe::Pipe;

@@ -1,0 +1,132 @@
+//! Operations in flight: what the driver keeps of each until its last completion is home.
+
+use io_uring::squeue;
+
+use super::rounds::{Drain, Fill};
+use crate::{Fault, Outcome, Sock, Token, sys};
+
+/// Which completion of an operation: the high half of `user_data`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Part {
+    Main = 0,
+    Refill = 1,
+    Poll = 2,
+}
+
+/// `user_data` of cancellations, whose completions say nothing that is not said elsewhere.
+pub(super) const CANCEL: u64 = u64::MAX;
+
+pub(super) fn user_data(key: usize, part: Part) -> u64 {
+    key as u64 | u64::from(part as u32) << 32
+}
+
+/// An operation in flight.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// None for a fill that nobody has asked for yet.
+    pub(super) token: Option<Token>,
+    pub(super) places: Places,
+    /// Completions that have yet to come home.
+    pub(super) pending: u8,
+    pub(super) work: Work,
+}
+
+#[derive(Debug)]
+pub(super) enum Work {
+    Accept { listener: Sock },
+    Connect { sock: Sock, address: Box<sys::Address> },
+    Recv { sock: Sock, buf: Vec<u8>, max: usize },
+    Send { sock: Sock, buf: Vec<u8>, sent: usize },
+    Watch { sock: Sock, seen: Option<Outcome> },
+    Fill(Fill),
+    Drain(Drain),
+    Bell,
+}
+
+/// The places that an operation occupies on its sockets.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Places {
+    pub(super) inbound: Option<Sock>,
+    pub(super) outbound: Option<Sock>,
+    pub(super) watch: Option<Sock>,
+}
+
+impl Places {
+    pub(super) fn of(work: &Work) -> Self {
+        let none = Self::default();
+        match work {
+            Work::Accept { listener: sock }
+            | Work::Connect { sock, .. }
+            | Work::Recv { sock, .. } => Self { inbound: Some(*sock), ..none },
+            Work::Send { sock, .. } => Self { outbound: Some(*sock), ..none },
+            Work::Watch { sock, .. } => Self { watch: Some(*sock), ..none },
+            Work::Fill(fill) => Self { inbound: Some(fill.from), ..none },
+            Work::Drain(drain) => Self { inbound: drain.refill, outbound: Some(drain.to), ..none },
+            Work::Bell => none,
+        }
+    }
+
+    pub(super) fn socks(&self) -> impl Iterator<Item = Sock> {
+        [self.inbound, self.outbound, self.watch].into_iter().flatten()
+    }
+}
+
+/// What becomes of an entry after one of its completions was looked at.
+pub(super) enum Step {
+    /// More completions will come.
+    Wait,
+    /// Submit these (linked ones together).
+    Submit(Chain),
+    /// It is finished.
+    Finish(Outcome),
+}
+
+/// The submissions of one step.
+pub(super) enum Chain {
+    One([squeue::Entry; 1]),
+    Two([squeue::Entry; 2]),
+    Three([squeue::Entry; 3]),
+}
+
+impl Chain {
+    pub(super) fn entries(&self) -> &[squeue::Entry] {
+        match self {
+            Self::One(entries) => entries,
+            Self::Two(entries) => entries,
+            Self::Three(entries) => entries,
+        }
+    }
+}
+
+pub(super) fn one(entry: squeue::Entry) -> Step {
+    Step::Submit(Chain::One([entry]))
+}
+
+/// The outcome of a negative result.
+pub(super) fn failed(result: i32) -> Step {
+    Step::Finish(Outcome::Failed(Fault::from_errno(-result)))
+}
+
+/// Results that mean: try again. ERESTARTSYS (512) leaks out of a splice that a signal met in a
+/// worker (Linux up to 6.18).
+pub(super) fn is_interrupted(result: i32) -> bool {
+    matches!(-result, libc::EINTR | 512)
+}
+
+/// Errors of accept(2) that concern one connection and not the listener.
+pub(super) fn is_passing(errno: i32) -> bool {
+    matches!(
+        errno,
+        libc::EAGAIN
+            | libc::EINTR
+            | libc::ECONNABORTED
+            | libc::EPROTO
+            | libc::ENOPROTOOPT
+            | libc::ENETDOWN
+            | libc::EHOSTDOWN
+            | libc::EHOSTUNREACH
+            | libc::ENETUNREACH
+            | libc::ENONET
+    )
+}
