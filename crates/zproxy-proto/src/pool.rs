@@ -170,6 +170,18 @@ impl<C: Copy + Eq + Hash, W: Copy + Eq + Hash> Pool<C, W> {
         Add::Idle
     }
 
+    /// Something is short: takes the idle proxy_conns but for one out, to be closed, and begins small
+    /// again.
+    pub fn shed(&mut self) -> Vec<C> {
+        self.target = IDLE_CONNS_MIN;
+        let mut surplus = Vec::new();
+        while self.idle.len() > 1 {
+            surplus.extend(self.idle.pop_oldest().map(|(conn, ())| conn));
+        }
+        self.low_water = self.low_water.min(self.idle.len());
+        surplus
+    }
+
     /// An idle proxy_conn has died. Tells whether it was in the pool.
     pub fn remove_idle(&mut self, conn: C) -> bool {
         let was_idle = self.idle.remove(conn);
@@ -480,5 +492,20 @@ mod tests {
         assert_eq!(pool.take(0, s(0)), Take::Conn(3));
         assert_eq!(pool.take(1, s(0)), Take::Conn(1));
         assert_eq!(pool.clear(), Expired { waiters: vec![], surplus: vec![0] });
+    }
+
+    /// At a shortage all idle proxy_conns but one are given up, the oldest first, and the pool wants
+    /// few again.
+    #[test]
+    fn a_shortage_sheds_idle_conns() {
+        let mut pool: Pool<u32, u32> = Pool::new();
+        for conn in 0..2 {
+            pool.poll_wanted(s(0));
+            assert_eq!(pool.add(conn, Origin::Fresh, s(0)), Add::Idle);
+        }
+        assert_eq!(pool.shed(), [0]);
+        assert_eq!((pool.idle_len(), pool.target()), (1, IDLE_CONNS_MIN));
+        assert_eq!(pool.take(9, s(0)), Take::Conn(1));
+        assert!(pool.shed().is_empty());
     }
 }

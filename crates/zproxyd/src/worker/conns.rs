@@ -22,7 +22,8 @@ impl<D: Driver> Worker<D> {
         };
         let machine = ProxyConn::new(Role::Gateway, entry.ctl);
         let life = Life::Resting;
-        let conn = Conn { sock, session, proxy, machine, life, far_watched: false };
+        let conn =
+            Conn { sock, session, proxy, machine, life, far_watched: false, settling_looks: 0 };
         let key = self.conns.insert(conn);
         entry.conns.insert(proxy, key);
         // Always watched: this fill is the idle watch, and the first step of the next flow.
@@ -204,13 +205,29 @@ fn describe(why: Why) -> (String, By) {
     match why {
         Why::PeerClosed | Why::ProxyFailed => ("reset".to_owned(), By::Client),
         Why::Retired | Why::EndedInBand | Why::ReleaseLost => ("clean".to_owned(), By::Gateway),
-        Why::Missing(bytes) => (format!("short_by_{bytes}"), By::Client),
+        Why::Missing(bytes) => (format!("missing_{bytes}"), By::Client),
         Why::Violation(_) => ("protocol".to_owned(), By::Client),
-        Why::PeerAborted(code) | Why::StartFailed(code) => {
-            (format!("{code:?}").to_lowercase(), By::Local)
-        }
+        Why::PeerAborted(code) | Why::StartFailed(code) => (word(code).to_owned(), By::Local),
         Why::OwnFailed => ("reset".to_owned(), By::Public),
         Why::Deadline => ("idle".to_owned(), By::Gateway),
+    }
+}
+
+/// An abort in one word, the same that the client's log uses.
+fn word(code: AbortCode) -> &'static str {
+    match code {
+        AbortCode::Refused => "refused",
+        AbortCode::Unreachable => "unreachable",
+        AbortCode::Timeout => "timeout",
+        AbortCode::NameUnresolved => "unresolved",
+        AbortCode::Reset => "reset",
+        AbortCode::Limit => "limit",
+        AbortCode::NoTunnel => "no_tunnel",
+        AbortCode::Shutdown => "shutdown",
+        AbortCode::Protocol => "protocol",
+        AbortCode::Idle => "idle",
+        AbortCode::Missing => "missing",
+        AbortCode::Failed | AbortCode::Other(_) => "failed",
     }
 }
 

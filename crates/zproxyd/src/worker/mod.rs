@@ -89,6 +89,8 @@ struct Conn {
     machine: ProxyConn,
     life: Life,
     far_watched: bool,
+    /// Looks in a row at which it was settling.
+    settling_looks: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -290,7 +292,10 @@ impl<D: Driver> Worker<D> {
             Tell::Conn { session, proxy, handle } => self.adopt(session, proxy, handle),
             Tell::Frame { session, frame } => self.on_frame(session, &frame),
             Tell::Drain => self.drain(),
-            Tell::Stop => self.course = Course::Stopped,
+            Tell::Stop => {
+                self.course = Course::Stopped;
+                self.cut_off();
+            }
         }
     }
 
@@ -472,10 +477,30 @@ impl<D: Driver> Worker<D> {
                 overdue.push(bound.conn);
             }
         }
+        let is_settling = self.look_at_settling(&mut overdue);
         for conn in overdue {
             self.feed(conn, Input::Deadline);
         }
-        self.next_look = (self.publics_live > 0).then_some(now + LOOK_INTERVAL);
+        self.next_look = (self.publics_live > 0 || is_settling).then_some(now + LOOK_INTERVAL);
+    }
+
+    /// A client may deliver the last bytes slowly, but not hold a proxy_conn for ever. Tells whether
+    /// any is settling.
+    fn look_at_settling(&mut self, overdue: &mut Vec<Key>) -> bool {
+        let mut is_any = false;
+        for (key, conn) in self.conns.iter_mut() {
+            if !matches!(conn.machine.mode(), Mode::Settling(_)) {
+                conn.settling_looks = 0;
+                continue;
+            }
+            is_any = true;
+            conn.settling_looks += 1;
+            let still = LOOK_INTERVAL * conn.settling_looks;
+            if self.limits.half_close_timeout.is_some_and(|limit| still >= limit) {
+                overdue.push(key);
+            }
+        }
+        is_any
     }
 
     fn resume_accepting(&mut self, now: Duration) {
@@ -498,6 +523,18 @@ impl<D: Driver> Worker<D> {
         self.driver.submit(Name { kind, key }.token(), Op::Close { sock, how });
     }
 
+    /// Descriptors are short: idle proxy_conns that are not needed at once give theirs back.
+    fn shed(&mut self) {
+        let mut surplus = Vec::new();
+        for (session, entry) in &mut self.sessions {
+            surplus.extend(entry.pool.shed());
+            self.touched.push(*session);
+        }
+        for conn in surplus {
+            self.feed(conn, Input::Retire);
+        }
+    }
+
     /// Closes a socket that has no place.
     fn close_stray(&mut self, sock: Sock) {
         self.driver
@@ -516,6 +553,7 @@ impl<D: Driver> Worker<D> {
                 listener.state = Accepting::Paused { until };
                 if is_news {
                     warn!("core={} accepting paused: {fault}", self.core);
+                    self.shed();
                 }
             }
             other => unreachable!("not the result of an accept: {other:?}"),

@@ -123,19 +123,26 @@ impl<D: Driver> Worker<D> {
         let Some(public) = self.publics.get(key) else { return };
         let waited = self.driver.now().saturating_sub(public.accepted_at);
         warn!(
-            "flow=none {} in=0 out=0 ms={} end={why} by={}",
-            self.describe(public),
-            waited.as_millis(),
-            By::Gateway.name()
+            flow = "none",
+            client = %self.client_of(public),
+            tunnel = %self.tunnel_of(public),
+            public = public.peer.map(tracing::field::display),
+            "in" = 0,
+            out = 0,
+            ms = waited.as_millis() as u64,
+            end = %why,
+            by = %By::Gateway.name(),
+            "visitor refused"
         );
         self.close_public(key, Ending::Reset);
     }
 
-    fn describe(&self, public: &Public) -> String {
-        let client = self.sessions.get(&public.session).map_or("gone", |entry| &entry.client);
-        let tunnel = self.tunnels.get(&public.tunnel).map_or("closed", |tunnel| &tunnel.name);
-        let peer = public.peer.map_or_else(|| "unknown".to_owned(), |peer| peer.to_string());
-        format!("client={client} tunnel={tunnel} public={peer}")
+    fn client_of(&self, public: &Public) -> &str {
+        self.sessions.get(&public.session).map_or("gone", |entry| &entry.client)
+    }
+
+    fn tunnel_of(&self, public: &Public) -> &str {
+        self.tunnels.get(&public.tunnel).map_or("closed", |tunnel| &tunnel.name)
     }
 
     fn close_public(&mut self, key: Key, how: Ending) {
@@ -165,17 +172,29 @@ impl<D: Driver> Worker<D> {
         let now = self.driver.now();
         let proxy = self.conns.get(bound.conn).map(|conn| conn.proxy);
         info!(
-            "flow={} {} proxy={} in={} out={} ms={} bind_ms={:.3} end={end} by={}",
-            bound.id,
-            self.describe(public),
-            proxy.map_or_else(|| "gone".to_owned(), |proxy| proxy.to_string()),
-            bound.flow.outbound.put(),
-            bound.flow.inbound.put(),
-            now.saturating_sub(public.accepted_at).as_millis(),
-            bound.bound_at.saturating_sub(public.accepted_at).as_secs_f64() * 1e3,
-            by.name()
+            flow = %bound.id,
+            client = %self.client_of(public),
+            tunnel = %self.tunnel_of(public),
+            public = public.peer.map(tracing::field::display),
+            proxy = proxy.map(tracing::field::display),
+            "in" = bound.flow.outbound.put(),
+            out = bound.flow.inbound.put(),
+            ms = now.saturating_sub(public.accepted_at).as_millis() as u64,
+            bind_ms = bound.bound_at.saturating_sub(public.accepted_at).as_micros() as f64 / 1e3,
+            end = %end,
+            by = %by.name(),
+            "flow ended"
         );
         self.close_public(key, how);
+    }
+
+    /// The gateway ends now: flows that are left get their line.
+    pub(super) fn cut_off(&mut self) {
+        let is_flowing = |public: &Public| matches!(public.state, PublicState::Flowing(_));
+        let left = self.publics.iter().filter(|(_, public)| is_flowing(public));
+        for key in left.map(|(key, _)| key).collect::<Vec<_>>() {
+            self.end_flow(key, Ending::Reset, "shutdown", By::Gateway);
+        }
     }
 
     /// Remembers which end of a flow ended first.
