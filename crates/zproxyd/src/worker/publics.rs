@@ -123,7 +123,7 @@ impl<D: Driver> Worker<D> {
         let Some(public) = self.publics.get(key) else { return };
         let waited = self.driver.now().saturating_sub(public.accepted_at);
         warn!(
-            flow = "none",
+            flow = %"none",
             client = %self.client_of(public),
             tunnel = %self.tunnel_of(public),
             public = public.peer.map(tracing::field::display),
