@@ -163,7 +163,7 @@ both_backends! {
         assert!(forced.err.text().contains("io_uring"), "{}", forced.err.text());
     }
 
-    /// JSON lines on request, on stderr or in files of their own.
+    /// JSON lines on request, on stderr or in files of their own; the flow's line has keys.
     fn logs(world) {
         let local = LocalServer::echo();
         let dir = world.dir().join("logs");
@@ -171,13 +171,19 @@ both_backends! {
         let client = world.client(&gateway).local(&local.name());
         let client = client.args(["--log-dir", text(&dir)]).start();
         echo_once(&connect(client.public()), 1).expect("an echo");
-        let ended = |line: &str| line.starts_with('{') && line.contains("end=");
         gateway.err.wait_for("the flow's end as JSON", Duration::from_secs(5), |line| {
-            ended(line) || (line.starts_with('{') && line.contains("\"end\""))
+            line.starts_with('{') && line.contains("\"end\":\"clean\"")
         });
         let strays = gateway.err.matching(|line| !line.starts_with('{'));
         assert!(strays.is_empty(), "not JSON: {strays:#?}");
         let files = std::fs::read_dir(&dir).expect("the log directory").flatten();
         assert!(files.count() > 0, "no log file");
+    }
+
+    /// With `--log-dir -` the log is on stdout, between the lines for scripts.
+    fn logs_on_stdout(world) {
+        let gateway = world.gateway().args(["--log-dir", "-"]).start();
+        gateway.out.wait_for("a log line", Duration::from_secs(5), |line| line.contains(" INFO "));
+        assert_eq!(gateway.err.text(), "");
     }
 }

@@ -14,7 +14,7 @@ use zproxy_proto::limits;
 
 use crate::config::{ConfigError, File};
 use crate::cores::{self, CoreList};
-use crate::logs::{Level, LogFormat, LogSettings};
+use crate::logs::{self, Level, LogFormat, LogSettings};
 use crate::token::TokenSource;
 use crate::values::{Backend, Micros, Relay, Seconds, ThreadCount};
 use crate::{Exit, Machine, state, token};
@@ -190,7 +190,8 @@ pub struct LogFlags {
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
 
-    /// Write daily files in this directory, the last 30 of which are kept
+    /// Write daily files in this directory, the last 30 of which are kept; - for stdout [default:
+    /// stderr]
     #[arg(long, value_name = "DIR")]
     pub log_dir: Option<PathBuf>,
 
@@ -392,7 +393,11 @@ pub fn show_limit(limit: Option<Duration>) -> String {
 /// Where log lines go, in one line.
 #[must_use]
 pub fn show_log(log: &LogSettings) -> String {
-    let place = log.dir.as_ref().map_or_else(|| "stderr".into(), |dir| dir.to_string_lossy());
+    let place = match &log.dir {
+        None => "stderr".into(),
+        Some(dir) if dir.as_os_str() == logs::STDOUT => "stdout".into(),
+        Some(dir) => dir.to_string_lossy(),
+    };
     format!("{} as {} to {place}", log.level.0, log.format)
 }
 

@@ -85,7 +85,7 @@ crate::values::text_value!(LogFormat, Level);
 pub struct LogSettings {
     /// The form of lines.
     pub format: LogFormat,
-    /// The directory for daily files; none: stderr.
+    /// The directory for daily files, or [`STDOUT`]; none: stderr.
     pub dir: Option<PathBuf>,
     /// How much is logged.
     pub level: Level,
@@ -128,12 +128,18 @@ pub fn start(settings: &LogSettings, program: &str) -> Result<LogGuard, Exit> {
     Ok(guard)
 }
 
+/// The name that means stdout in place of a directory.
+pub const STDOUT: &str = "-";
+
 fn open(settings: &LogSettings, program: &str) -> Result<(NonBlocking, WorkerGuard), Exit> {
     let queue = NonBlockingBuilder::default()
         .lossy(true)
         .buffered_lines_limit(LINES_WAITING_MAX)
         .thread_name("log");
     let Some(dir) = &settings.dir else { return Ok(queue.finish(io::stderr())) };
+    if dir.as_os_str() == STDOUT {
+        return Ok(queue.finish(io::stdout()));
+    }
     let failed = |error: &dyn fmt::Display| {
         Exit::failed(format!("--log-dir: {} cannot be written: {error}", dir.display()))
     };
