@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -219,6 +219,8 @@ impl Held {
 #[derive(Debug, Default)]
 struct Load {
     ended: AtomicBool,
+    gate: Mutex<()>,
+    end: Condvar,
     completed: AtomicU64,
     corrupt: Mutex<Vec<String>>,
 }
@@ -239,9 +241,16 @@ impl Load {
                 }
                 // A visitor whose gateway or client is just being killed; it comes again, not too
                 // fast, so that a closed port does not keep a core busy.
-                Err(_) => thread::sleep(Duration::from_millis(20)),
+                Err(_) => self.await_end(Duration::from_millis(20)),
             }
         }
+    }
+
+    /// Waits for the end of the load, but not longer than `within`.
+    fn await_end(&self, within: Duration) {
+        let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let runs = |(): &mut ()| !self.ended.load(Ordering::Acquire);
+        drop(self.end.wait_timeout_while(gate, within, runs));
     }
 
     /// Waits until a few more visitors have been served.
@@ -264,5 +273,6 @@ struct EndLoad<'a>(&'a Load);
 impl Drop for EndLoad<'_> {
     fn drop(&mut self) {
         self.0.ended.store(true, Ordering::Release);
+        self.0.end.notify_all();
     }
 }

@@ -8,6 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
+use socket2::SockRef;
 use tempfile::TempDir;
 use zproxy_io::{DriverConfig, Open, Uring};
 use zproxy_proto::auth::{self, Nonce, Ticket, Token};
@@ -127,14 +128,20 @@ impl World {
 
     /// Waits for the client's end.
     pub(crate) fn wait(&mut self) -> ExitStatus {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.client.try_wait().unwrap() {
-                return status;
+        let pid = self.client.id();
+        let (ended, watch) = mpsc::channel::<()>();
+        let watchdog = std::thread::spawn(move || {
+            let is_late = watch.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout);
+            if is_late {
+                let command = format!("kill -KILL {pid}");
+                let _ = Command::new("sh").args(["-c", &command]).status();
             }
-            assert!(Instant::now() < until, "the client does not end:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(5));
-        }
+            is_late
+        });
+        let status = self.client.wait().unwrap();
+        drop(ended);
+        assert!(!watchdog.join().unwrap(), "the client does not end:\n{}", self.log());
+        status
     }
 }
 
@@ -245,23 +252,12 @@ pub(crate) fn start(serial: u64) -> (FlowId, Vec<u8>) {
 
 /// Accepts a connection in time.
 pub(crate) fn accept(listener: &TcpListener) -> TcpStream {
-    listener.set_nonblocking(true).unwrap();
-    let until = Instant::now() + PATIENCE;
-    loop {
-        match listener.accept() {
-            Ok((stream, _)) => {
-                stream.set_nonblocking(false).unwrap();
-                stream.set_read_timeout(Some(PATIENCE)).unwrap();
-                stream.set_write_timeout(Some(PATIENCE)).unwrap();
-                return stream;
-            }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                assert!(Instant::now() < until, "nobody connects");
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            Err(error) => panic!("{error}"),
-        }
-    }
+    // Linux bounds accept(2) by the receive timeout of the listener (socket(7)).
+    SockRef::from(listener).set_read_timeout(Some(PATIENCE)).unwrap();
+    let (stream, _) = listener.accept().expect("somebody connects");
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream
 }
 
 /// A LocalServer, and where it is.
