@@ -16,6 +16,7 @@ pub mod program;
 pub mod programs;
 pub mod rig;
 pub mod scenes;
+pub mod stats;
 pub mod wire;
 pub mod world;
 
@@ -26,6 +27,7 @@ pub use pattern::{Direction, Pattern, Rng};
 pub use program::{Program, Transcript};
 pub use programs::{Client, ClientPlan, Forward, Gateway, GatewayPlan, Tunnel};
 pub use rig::{Flow, Rig};
+pub use stats::Stats;
 pub use wire::{Road, Wire};
 pub use world::{Backend, World};
 

@@ -26,6 +26,8 @@ pub(crate) enum Tell {
     Resolved { number: usize, addresses: Vec<SocketAddr> },
     /// No new flows; report what is left.
     Drain,
+    /// Log what was counted.
+    Stats,
     /// Close everything and end.
     Stop,
 }
@@ -41,6 +43,8 @@ pub(crate) enum Report {
     Ended { core: usize, is_well: bool },
     /// The resolver's answer for the gateway's name, to the question of this number.
     Resolved { question: u64, addresses: Vec<SocketAddr> },
+    /// The operator asks what was counted.
+    Stats,
     /// The operator asks to stop: finish, and at once when asked again.
     Stop,
 }

@@ -1,7 +1,7 @@
 //! What the control core and the data cores tell each other. Bytes of flows never do this.
 
 use zproxy_io::Driver;
-use zproxy_ops::signals::Stop;
+use zproxy_ops::signals::Wish;
 use zproxy_proto::id::{ProxyId, TunnelId};
 use zproxy_proto::wire::Frame;
 
@@ -35,6 +35,8 @@ pub(crate) enum Tell<D: Driver> {
     Frame { session: SessionNo, frame: Frame },
     /// No new public connections; report what is left until nothing is.
     Drain,
+    /// Log what was counted.
+    Stats,
     /// End now.
     Stop,
 }
@@ -52,6 +54,6 @@ pub(crate) enum Report {
     Left { core: u16, publics: usize },
     /// The data core has ended; without an error when it was told to.
     Ended { core: u16, error: Option<String> },
-    /// The operator asks the gateway to stop.
-    Asked(Stop),
+    /// The operator asks for something.
+    Asked(Wish),
 }

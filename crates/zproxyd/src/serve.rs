@@ -42,8 +42,8 @@ pub(crate) fn serve<D: Open + 'static>(settings: &Settings) -> Result<(), Exit> 
     let driver = D::open(&settings.data.control_driver(settings.control_core))
         .map_err(|error| Exit::failed(format!("control core: {error}")))?;
     let mailbox = Mailbox::new(driver.doorbell());
-    let stops = mailbox.sender();
-    signals::watch(move |stop| stops.send(Report::Asked(stop)))
+    let wishes = mailbox.sender();
+    signals::watch(move |wish| wishes.send(Report::Asked(wish)))
         .map_err(|error| Exit::failed(format!("signals cannot be watched: {error}")))?;
     let (workers, threads) = start_workers::<D>(settings, &mailbox.sender())?;
 

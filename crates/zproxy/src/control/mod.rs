@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 use zproxy_io::{Done, Driver, Ending, Op, Open, Outcome, Sock, Token};
+use zproxy_ops::signals::Wish;
 use zproxy_ops::{Exit, boot, signals, token};
 use zproxy_proto::auth::{self, Ticket};
 use zproxy_proto::backoff::Backoff;
@@ -107,8 +108,14 @@ pub(crate) fn serve<D: Open + 'static>(settings: &Settings) -> Result<(), Exit> 
     let mailbox = Mailbox::new(driver.doorbell());
     let resolver = Resolver::start()
         .map_err(|error| Exit::failed(format!("cannot start the resolver: {error}")))?;
-    let on_stop = mailbox.sender();
-    signals::watch(move |_| on_stop.send(Report::Stop))
+    let wishes = mailbox.sender();
+    let on_wish = move |wish| {
+        wishes.send(match wish {
+            Wish::Stats => Report::Stats,
+            Wish::Stop(_) => Report::Stop,
+        });
+    };
+    signals::watch(on_wish)
         .map_err(|error| Exit::failed(format!("cannot watch for signals: {error}")))?;
     let cores = start_cores::<D>(settings, &mailbox, &resolver)?;
     info!(
@@ -274,6 +281,10 @@ impl<D: Driver> Control<'_, D> {
                     }
                 }
                 Report::Resolved { question, addresses } => self.on_resolved(question, addresses),
+                Report::Stats => {
+                    info!("control stats {}", self.driver.stats());
+                    self.tell_all(|| Tell::Stats);
+                }
                 Report::Stop => self.on_stop(),
             }
         }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 use zproxy_io::{ListenOptions, Open};
-use zproxy_ops::signals;
+use zproxy_ops::signals::{self, Wish};
 use zproxy_ops::{Exit, boot};
 use zproxy_relay::{Mailbox, Sender};
 
@@ -29,7 +29,9 @@ const STOP_DEADLINE: Duration = Duration::from_secs(2);
 /// What the main thread hears.
 #[derive(Clone, Copy, Debug)]
 enum Event {
-    /// A signal came.
+    /// The operator asks what was counted.
+    Stats,
+    /// The operator asks to stop.
     Stop,
     /// So many flows are left on a worker that is draining.
     Left { worker: usize, flows: usize },
@@ -43,9 +45,12 @@ enum Event {
 /// When an address cannot be listened on, or a worker dies.
 pub(crate) fn serve<D: Open + 'static>(settings: &ForwardSettings) -> Result<(), Exit> {
     let (tell, told) = mpsc::channel();
-    let on_stop = tell.clone();
-    signals::watch(move |_| {
-        let _ = on_stop.send(Event::Stop);
+    let wishes = tell.clone();
+    signals::watch(move |wish| {
+        let _ = wishes.send(match wish {
+            Wish::Stats => Event::Stats,
+            Wish::Stop(_) => Event::Stop,
+        });
     })
     .map_err(|error| Exit::failed(format!("cannot watch for signals: {error}")))?;
     let listens = settings.forwards.iter().map(|forward| listen::<D>(forward, settings));
@@ -155,9 +160,12 @@ struct Watchman<H> {
 
 impl<H> Watchman<H> {
     fn run(mut self, drain_timeout: Duration) -> Result<(), Exit> {
-        match self.told.recv() {
-            Ok(Event::Stop) => {}
-            other => return Err(died(&other)),
+        loop {
+            match self.told.recv() {
+                Ok(Event::Stats) => self.tell_all(|| Tell::Stats),
+                Ok(Event::Stop) => break,
+                other => return Err(died(&other)),
+            }
         }
         info!("draining, for up to {} s", drain_timeout.as_secs_f64());
         self.tell_all(|| Tell::Drain);
@@ -204,6 +212,7 @@ impl<H> Watchman<H> {
 
     fn note(&mut self, event: Event) -> Result<(), Exit> {
         match event {
+            Event::Stats => self.tell_all(|| Tell::Stats),
             Event::Stop => {}
             Event::Left { worker, flows } => self.left[worker] = flows,
             Event::Ended { is_well: false, .. } => return Err(died(&Ok(event))),

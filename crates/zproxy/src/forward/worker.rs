@@ -44,6 +44,8 @@ pub(super) enum Tell<H> {
     Resolved { route: usize, addresses: Vec<SocketAddr> },
     /// No new connections; end when the last flow has.
     Drain,
+    /// Log what was counted.
+    Stats,
     /// End now.
     Stop,
 }
@@ -138,12 +140,21 @@ impl<D: Driver> Worker<D> {
     /// Serves until everything has ended.
     pub(super) fn run(mut self) {
         let result = self.serve();
-        info!("core={} stats {}", self.number, self.driver.stats());
+        self.log_stats();
         if let Err(lost) = result {
             error!("thread=data-{} {lost}", self.number);
             // Whoever hears of the panic ends the program.
             panic!("{lost}");
         }
+    }
+
+    fn log_stats(&self) {
+        let (listeners, flows, closing) = (self.listeners.len(), self.links.len(), self.closing);
+        info!(
+            "core={} stats listeners={listeners} flows={flows} closing={closing} {}",
+            self.number,
+            self.driver.stats()
+        );
     }
 
     fn serve(&mut self) -> Result<(), DriverLost> {
@@ -233,6 +244,7 @@ impl<D: Driver> Worker<D> {
                     }
                 }
                 Tell::Drain => self.drain(),
+                Tell::Stats => self.log_stats(),
                 Tell::Stop => self.stop(),
             }
         }

@@ -134,12 +134,21 @@ impl<D: Driver> Worker<D> {
     /// Serves until it is told to stop.
     pub(crate) fn run(mut self) {
         let result = self.serve();
-        info!("core={} stats {}", self.core, self.driver.stats());
+        self.log_stats();
         if let Err(lost) = result {
             error!("thread=data-{} {lost}", self.core);
             // Whoever hears of the panic ends the program.
             panic!("{lost}");
         }
+    }
+
+    fn log_stats(&self) {
+        let (conns, flows, closing) = (self.conns.len(), self.flows.len(), self.closing);
+        info!(
+            "core={} stats conns={conns} flows={flows} closing={closing} {}",
+            self.core,
+            self.driver.stats()
+        );
     }
 
     fn serve(&mut self) -> Result<(), DriverLost> {
@@ -205,6 +214,7 @@ impl<D: Driver> Worker<D> {
                 Tell::SessionOver => self.drop_session(End::Reset, By::Gateway),
                 Tell::Resolved { number, addresses } => self.on_resolved(number, &addresses),
                 Tell::Drain => self.drain(),
+                Tell::Stats => self.log_stats(),
                 Tell::Stop => {
                     self.phase = Phase::Stopping;
                     self.drop_session(End::Shutdown, By::Zproxy);

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
 use zproxy_io::{Done, Driver, DriverLost, Ending, Op, Outcome, Sock, Token as OpToken};
-use zproxy_ops::signals::Stop;
+use zproxy_ops::signals::{Stop, Wish};
 use zproxy_proto::auth::{self, Nonce, Token};
 use zproxy_proto::control::{End, GatewayConfig, GatewayEvent, GatewaySession, Heartbeat};
 use zproxy_proto::id::{CtlId, ServerId, TunnelId};
@@ -197,16 +197,21 @@ impl<D: Driver> Control<D> {
         for worker in &self.workers {
             worker.send(Tell::Stop);
         }
-        let Traffic { frames_in, frames_out, proxy_conns } = self.traffic;
-        let stats = self.driver.stats();
-        info!(
-            "control stats frames_in={frames_in} frames_out={frames_out} proxy_conns={proxy_conns} \
-             {stats}"
-        );
+        self.log_stats();
         match lost.map(|lost| lost.to_string()).or(self.failure) {
             Some(why) => Err(why),
             None => Ok(()),
         }
+    }
+
+    fn log_stats(&self) {
+        let (doors, peers, sessions) = (self.doors.len(), self.peers.len(), self.sessions.len());
+        let Traffic { frames_in, frames_out, proxy_conns } = self.traffic;
+        let stats = self.driver.stats();
+        info!(
+            "control stats doors={doors} peers={peers} sessions={sessions} frames_in={frames_in} \
+             frames_out={frames_out} proxy_conns={proxy_conns} {stats}"
+        );
     }
 
     fn turns(&mut self) -> Result<(), DriverLost> {
@@ -616,8 +621,12 @@ impl<D: Driver> Control<D> {
                 }
                 self.course = Course::Stopped;
             }
-            Report::Asked(Stop::Drain) => self.drain(),
-            Report::Asked(Stop::Now) => {
+            Report::Asked(Wish::Stats) => {
+                self.log_stats();
+                self.tell_all(|| Tell::Stats);
+            }
+            Report::Asked(Wish::Stop(Stop::Drain)) => self.drain(),
+            Report::Asked(Wish::Stop(Stop::Now)) => {
                 info!("stopping at once");
                 self.course = Course::Stopped;
             }

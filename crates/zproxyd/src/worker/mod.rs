@@ -229,10 +229,21 @@ impl<D: Driver> Worker<D> {
         let error = self.turns().err().map(|lost| lost.to_string());
         let core = self.core;
         let reports = self.reports.clone();
-        info!("core={core} stats {}", self.driver.stats());
+        self.log_stats();
         // The driver goes first: with it every socket of this core is closed.
         drop(self);
         reports.send(Report::Ended { core, error });
+    }
+
+    fn log_stats(&self) {
+        let (listeners, publics, conns) =
+            (self.listeners.len(), self.publics.len(), self.conns.len());
+        info!(
+            "core={} stats listeners={listeners} publics={publics} conns={conns} settling={} {}",
+            self.core,
+            self.settling(),
+            self.driver.stats()
+        );
     }
 
     fn turns(&mut self) -> Result<(), DriverLost> {
@@ -292,6 +303,7 @@ impl<D: Driver> Worker<D> {
             Tell::Conn { session, proxy, handle } => self.adopt(session, proxy, handle),
             Tell::Frame { session, frame } => self.on_frame(session, &frame),
             Tell::Drain => self.drain(),
+            Tell::Stats => self.log_stats(),
             Tell::Stop => {
                 self.course = Course::Stopped;
                 self.cut_off();
@@ -377,13 +389,17 @@ impl<D: Driver> Worker<D> {
         if self.course != Course::Draining {
             return;
         }
-        let settling = |conn: &Conn| matches!(conn.machine.mode(), Mode::Settling(_));
-        let settling = self.conns.iter().filter(|(_, conn)| settling(conn)).count();
-        let publics = self.publics.len() + settling;
+        let publics = self.publics.len() + self.settling();
         if self.publics_reported != publics {
             self.publics_reported = publics;
             self.outgoing.push(Report::Left { core: self.core, publics });
         }
+    }
+
+    /// Proxy_conns that the client has not released yet.
+    fn settling(&self) -> usize {
+        let settling = |conn: &Conn| matches!(conn.machine.mode(), Mode::Settling(_));
+        self.conns.iter().filter(|(_, conn)| settling(conn)).count()
     }
 
     /// When something is due by itself.
