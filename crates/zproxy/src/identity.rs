@@ -13,7 +13,7 @@ use tracing::warn;
 use zproxy_ops::state;
 use zproxy_proto::id::ClientId;
 
-use crate::random;
+use crate::random::Random;
 
 /// Processes that may share a state directory. The next one has an id for its own life only.
 const SHARERS_MAX: usize = 256;
@@ -37,14 +37,14 @@ impl Identity {
                      may get other public ports (--state-dir)",
                     dir.display()
                 );
-                Self::fresh()
+                Self::fresh(&mut Random::Kernel)
             }
         }
     }
 
     /// An id for the life of this process.
-    pub(crate) fn fresh() -> Self {
-        Self { id: ClientId::from_random(random::bytes()), _lock: None }
+    pub(crate) fn fresh(random: &mut Random) -> Self {
+        Self { id: ClientId::from_random(random.bytes()), _lock: None }
     }
 }
 
@@ -74,7 +74,7 @@ fn read_or_write(mut file: &File) -> io::Result<ClientId> {
     if let Ok(id) = text.parse() {
         return Ok(id);
     }
-    let id = ClientId::from_random(random::bytes());
+    let id = ClientId::from_random(Random::Kernel.bytes());
     file.set_len(0)?;
     file.seek(SeekFrom::Start(0))?;
     writeln!(file, "{id}")?;

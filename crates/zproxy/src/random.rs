@@ -1,16 +1,30 @@
 //! Random bytes from the kernel.
 
-/// Fresh random bytes.
-///
-/// # Panics
-/// When the kernel has none to give (`getrandom(2)` fails only before Linux 3.17, or early in boot).
-pub(crate) fn bytes<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).expect("the kernel gives random bytes");
-    bytes
+/// Where random bytes come from.
+#[derive(Debug)]
+pub(crate) enum Random {
+    /// `getrandom(2)`.
+    Kernel,
 }
 
-/// A random number.
-pub(crate) fn number() -> u64 {
-    u64::from_ne_bytes(bytes())
+impl Random {
+    /// Fresh random bytes.
+    ///
+    /// # Panics
+    /// When the kernel has none to give (`getrandom(2)` fails only before Linux 3.17, or early in
+    /// boot).
+    pub(crate) fn bytes<const N: usize>(&mut self) -> [u8; N] {
+        let mut bytes = [0; N];
+        match self {
+            Self::Kernel => {
+                getrandom::fill(&mut bytes).expect("the kernel gives random bytes");
+            }
+        }
+        bytes
+    }
+
+    /// A random number.
+    pub(crate) fn number(&mut self) -> u64 {
+        u64::from_ne_bytes(self.bytes())
+    }
 }

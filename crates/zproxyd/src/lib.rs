@@ -41,6 +41,13 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
 }
 
+/// What a map holds, in an order that is the same in every run with the same events.
+fn sorted<T: Ord>(items: impl Iterator<Item = T>) -> Vec<T> {
+    let mut items: Vec<T> = items.collect();
+    items.sort_unstable();
+    items
+}
+
 fn run(settings: &Settings) -> Result<(), Exit> {
     // Dropped last, so that the last lines are written.
     let _guard = logs::start(&settings.log, PROGRAM)?;

@@ -16,9 +16,10 @@ use zproxy_relay::{Mailbox, Sender};
 
 use crate::config::{Settings, UNPRIVILEGED_PORT_MIN};
 use crate::control::{Control, Parts};
+use crate::listeners;
 use crate::mailbox::{Report, Tell};
+use crate::random::Random;
 use crate::worker::{Limits, Worker};
-use crate::{listeners, random};
 
 /// The ways to the data cores, and their threads.
 type Workers<D> = (Vec<Sender<Tell<D>>>, Vec<JoinHandle<()>>);
@@ -57,13 +58,14 @@ pub(crate) fn serve<D: Open + 'static>(settings: &Settings) -> Result<(), Exit> 
         public_bind: settings.public_bind,
         registry: registry(settings, [ctl_at.port(), proxy_at.port()])?,
         token,
-        server_id: ServerId::from_random(random::bytes()),
+        server_id: ServerId::from_random(Random::Kernel.bytes()),
         heartbeat: Heartbeat {
             interval: settings.heartbeat.interval,
             deadline: settings.heartbeat.deadline,
         },
         drain_timeout: settings.flow.drain_timeout,
         grace: settings.grace,
+        random: Random::Kernel,
     });
     announce::<D>(settings, ctl_at, proxy_at, &found.place);
     let result = control.run();
@@ -79,11 +81,7 @@ fn start_workers<D: Open + 'static>(
     settings: &Settings,
     reports: &Sender<Report>,
 ) -> Result<Workers<D>, Exit> {
-    let limits = Limits {
-        bind_timeout: settings.bind_timeout,
-        idle_timeout: settings.flow.idle_timeout,
-        half_close_timeout: settings.flow.half_close_timeout,
-    };
+    let limits = Limits::new(settings);
     let mut workers = Vec::new();
     let mut threads = Vec::new();
     for (core, &cpu) in (0u16..).zip(&settings.data.cores) {
@@ -104,7 +102,8 @@ fn start_workers<D: Open + 'static>(
     Ok((workers, threads))
 }
 
-fn registry(settings: &Settings, own_ports: [u16; 2]) -> Result<Registry, Exit> {
+/// The registry with the operator's rules about public ports.
+pub(crate) fn registry(settings: &Settings, own_ports: [u16; 2]) -> Result<Registry, Exit> {
     let range = settings.public_ports.map(|range| PortRange::new(range.first, range.last));
     let range = range.transpose().map_err(|why| Exit::usage(format!("--public-ports: {why}")))?;
     let lowest = if range.is_some() { 1 } else { UNPRIVILEGED_PORT_MIN };

@@ -44,7 +44,7 @@ impl<D: Driver> Control<'_, D> {
                 if let Answer::Open { number, line } = answer {
                     let id = open.tunnel;
                     self.tell_all(|| Tell::Tunnel { id, number });
-                    line.iter().for_each(|line| announce(line));
+                    line.iter().for_each(|line| (self.herald)(line));
                 }
             }
             ClientEvent::TunnelRefused(refused) => {
@@ -146,7 +146,7 @@ impl<D: Driver> Control<'_, D> {
                 warn!("another client has our id; going on with another one (see --state-dir)");
                 self.lose(&format!("the ctl_conn is lost: {end}"));
                 self.end_session();
-                self.identity = Identity::fresh();
+                self.identity = Identity::fresh(&mut self.random);
             }
             _ => self.lose(&format!("the ctl_conn is lost: {end}")),
         }
@@ -155,7 +155,7 @@ impl<D: Driver> Control<'_, D> {
 }
 
 /// Tells the world that a tunnel is ready. Nobody may be listening.
-fn announce(line: &str) {
+pub(super) fn announce(line: &str) {
     info!("{line}");
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());

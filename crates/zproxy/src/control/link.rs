@@ -14,7 +14,7 @@ use zproxy_relay::{Key, Name};
 use super::{CONNECT, Control, Phase, RECV, SEND, lost_by};
 use crate::dial::{Dial, DialFault};
 use crate::mailbox::{Report, Tell};
-use crate::{random, resolver};
+use crate::resolver;
 
 /// Bytes received at a time on the ctl_conn.
 const RECV_SIZE: usize = 16 << 10;
@@ -153,7 +153,7 @@ impl<D: Driver> Control<'_, D> {
             self.link = Link::Off;
             return warn!("{why}");
         }
-        let wait = self.backoff.next_wait(random::number());
+        let wait = self.backoff.next_wait(self.random.number());
         warn!("{why}; next try in {:.1} s", wait.as_secs_f64());
         self.link = Link::Resting(self.driver.now() + wait);
     }
@@ -173,7 +173,7 @@ impl<D: Driver> Control<'_, D> {
             token: self.token.clone(),
             client_id: self.identity.id,
             name: self.name.clone(),
-            nonce: Nonce(random::bytes()),
+            nonce: Nonce(self.random.bytes()),
             resume: self.ticket,
             data_cores: u16::try_from(self.cores.len()).expect("the settings bound data cores"),
         };

@@ -19,11 +19,11 @@ use zproxy_proto::wire;
 use zproxy_relay::{Key, Mailbox, Name, Sender, Slots};
 
 use crate::config::Settings;
-use crate::flows::FlowLimits;
 use crate::identity::Identity;
 use crate::mailbox::{Report, Tell};
+use crate::random::Random;
 use crate::resolver::Resolver;
-use crate::worker::{Plan, Service, Worker};
+use crate::worker::{Plan, Worker};
 use link::Link;
 use tunnels::Tunnels;
 
@@ -40,7 +40,7 @@ const STOP_DEADLINE: Duration = Duration::from_secs(2);
 
 /// A data core, seen from here.
 #[derive(Debug)]
-struct Core {
+pub(crate) struct Core {
     sender: Sender<Tell>,
     /// Collected until the end of the turn.
     letters: Vec<Tell>,
@@ -49,6 +49,12 @@ struct Core {
     /// Flows that are left, once it has said so while draining.
     left: Option<usize>,
     is_running: bool,
+}
+
+impl Core {
+    pub(crate) fn new(sender: Sender<Tell>) -> Self {
+        Self { sender, letters: Vec::new(), serial: 0, left: None, is_running: true }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,8 +75,22 @@ enum Phase {
     },
 }
 
+/// What the control thread is made with.
+pub(crate) struct Parts<'a, D: Driver> {
+    pub(crate) settings: &'a Settings,
+    pub(crate) driver: D,
+    pub(crate) mailbox: Mailbox<Report>,
+    pub(crate) resolver: Resolver,
+    pub(crate) token: auth::Token,
+    pub(crate) identity: Identity,
+    pub(crate) name: wire::Name,
+    pub(crate) cores: Vec<Core>,
+    pub(crate) random: Random,
+    pub(crate) herald: Herald,
+}
+
 /// The control thread.
-struct Control<'a, D: Driver> {
+pub(crate) struct Control<'a, D: Driver> {
     settings: &'a Settings,
     driver: D,
     mailbox: Mailbox<Report>,
@@ -94,7 +114,15 @@ struct Control<'a, D: Driver> {
     /// Closes that have not come home.
     closing: usize,
     phase: Phase,
+    random: Random,
+    /// Hears the lines that are for scripts and people.
+    herald: Herald,
+    /// Empty between turns.
+    done: Vec<Done>,
 }
+
+/// Where ready lines go.
+pub(crate) type Herald = Box<dyn FnMut(&str)>;
 
 /// Exposes the services until it is asked to stop.
 ///
@@ -125,8 +153,7 @@ pub(crate) fn serve<D: Open + 'static>(settings: &Settings) -> Result<(), Exit> 
         zproxy_ops::cores::show(&settings.data.cores),
         settings.server
     );
-    let now = driver.now();
-    let control = Control {
+    let control = Control::new(Parts {
         settings,
         driver,
         mailbox,
@@ -135,16 +162,9 @@ pub(crate) fn serve<D: Open + 'static>(settings: &Settings) -> Result<(), Exit> 
         identity,
         name: host_name(),
         cores,
-        next_core: 0,
-        tunnels: Tunnels::new(&settings.tunnels),
-        link: Link::Resting(now),
-        backoff: Backoff::new(),
-        ticket: None,
-        question: 0,
-        attempts: Slots::default(),
-        closing: 0,
-        phase: Phase::Serving,
-    };
+        random: Random::Kernel,
+        herald: Box::new(events::announce),
+    });
     control.run()
 }
 
@@ -167,17 +187,9 @@ fn start_cores<D: Open + 'static>(
     mailbox: &Mailbox<Report>,
     resolver: &Resolver,
 ) -> Result<Vec<Core>, Exit> {
-    let limits = FlowLimits {
-        connect: settings.connect_timeout,
-        idle: settings.flow.idle_timeout,
-        half_close: settings.flow.half_close_timeout,
-    };
-    let services = settings.tunnels.iter();
-    let services: Vec<_> =
-        services.map(|tunnel| Service::new(tunnel.name.clone(), tunnel.local.clone())).collect();
     let mut cores = Vec::new();
     for (core, &cpu) in settings.data.cores.iter().enumerate() {
-        let plan = Plan { core, services: services.clone(), limits, resolver: resolver.clone() };
+        let plan = Plan::new(core, settings, resolver);
         let control = mailbox.sender();
         let start = |driver: &D| {
             let mailbox = Mailbox::new(driver.doorbell());
@@ -190,8 +202,7 @@ fn start_cores<D: Open + 'static>(
         };
         let name = format!("data-{core}");
         let (sender, _thread) = boot::spawn(name, settings.data.data_driver(cpu), start, run)?;
-        let letters = Vec::new();
-        cores.push(Core { sender, letters, serial: 0, left: None, is_running: true });
+        cores.push(Core::new(sender));
     }
     Ok(cores)
 }
@@ -209,26 +220,59 @@ impl Drop for Farewell {
     }
 }
 
-impl<D: Driver> Control<'_, D> {
-    fn run(mut self) -> Result<(), Exit> {
-        let mut done = Vec::new();
-        loop {
-            let until = self.next_deadline();
-            self.driver
-                .wait(until, &mut done)
-                .map_err(|lost| Exit::failed(format!("the control thread: {lost}")))?;
-            for done in done.drain(..) {
-                self.on_done(done)?;
-            }
-            self.on_time()?;
-            self.pump()?;
-            if self.is_over() {
-                return Ok(());
-            }
-            for core in &mut self.cores {
-                core.sender.send_all(&mut core.letters);
-            }
+impl<'a, D: Driver> Control<'a, D> {
+    pub(crate) fn new(parts: Parts<'a, D>) -> Self {
+        let now = parts.driver.now();
+        Self {
+            settings: parts.settings,
+            driver: parts.driver,
+            mailbox: parts.mailbox,
+            resolver: parts.resolver,
+            token: parts.token,
+            identity: parts.identity,
+            name: parts.name,
+            cores: parts.cores,
+            next_core: 0,
+            tunnels: Tunnels::new(&parts.settings.tunnels),
+            link: Link::Resting(now),
+            backoff: Backoff::new(),
+            ticket: None,
+            question: 0,
+            attempts: Slots::default(),
+            closing: 0,
+            phase: Phase::Serving,
+            random: parts.random,
+            herald: parts.herald,
+            done: Vec::new(),
         }
+    }
+
+    fn run(mut self) -> Result<(), Exit> {
+        while self.turn()? {}
+        Ok(())
+    }
+
+    /// One turn of the loop: waits, does what there is to do, tells the data cores. False when it
+    /// was the last.
+    pub(crate) fn turn(&mut self) -> Result<bool, Exit> {
+        let until = self.next_deadline();
+        self.driver
+            .wait(until, &mut self.done)
+            .map_err(|lost| Exit::failed(format!("the control thread: {lost}")))?;
+        let mut done = std::mem::take(&mut self.done);
+        for done in done.drain(..) {
+            self.on_done(done)?;
+        }
+        self.done = done;
+        self.on_time()?;
+        self.pump()?;
+        if self.is_over() {
+            return Ok(false);
+        }
+        for core in &mut self.cores {
+            core.sender.send_all(&mut core.letters);
+        }
+        Ok(true)
     }
 
     fn on_done(&mut self, done: Done) -> Result<(), Exit> {

@@ -22,6 +22,7 @@ use zproxy_proto::proxy_conn::Input;
 use zproxy_proto::wire::AbortCode;
 use zproxy_relay::{Key, Keys, Mailbox, Name, Outbox, Sender, Slots, kind};
 
+use crate::config::Settings;
 use crate::deadlines::Deadlines;
 use crate::flows::{By, End, FlowLimits, Looks};
 use crate::mailbox::{Report, Tell};
@@ -63,6 +64,21 @@ pub(crate) struct Plan {
     pub(crate) resolver: Resolver,
 }
 
+impl Plan {
+    pub(crate) fn new(core: usize, settings: &Settings, resolver: &Resolver) -> Self {
+        let limits = FlowLimits {
+            connect: settings.connect_timeout,
+            idle: settings.flow.idle_timeout,
+            half_close: settings.flow.half_close_timeout,
+        };
+        let services = settings.tunnels.iter();
+        let services = services
+            .map(|tunnel| Service::new(tunnel.name.clone(), tunnel.local.clone()))
+            .collect();
+        Self { core, services, limits, resolver: resolver.clone() }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Serving,
@@ -98,6 +114,8 @@ pub(crate) struct Worker<D: Driver> {
     phase: Phase,
     /// The number of flows last reported.
     reported: Option<usize>,
+    /// Empty between turns.
+    done: Vec<Done>,
 }
 
 impl<D: Driver> Worker<D> {
@@ -128,12 +146,19 @@ impl<D: Driver> Worker<D> {
             closing: 0,
             phase: Phase::Serving,
             reported: None,
+            done: Vec::new(),
         }
     }
 
     /// Serves until it is told to stop.
     pub(crate) fn run(mut self) {
-        let result = self.serve();
+        let result = loop {
+            match self.turn() {
+                Ok(true) => {}
+                Ok(false) => break Ok(()),
+                Err(lost) => break Err(lost),
+            }
+        };
         self.log_stats();
         if let Err(lost) = result {
             error!("thread=data-{} {lost}", self.core);
@@ -151,18 +176,19 @@ impl<D: Driver> Worker<D> {
         );
     }
 
-    fn serve(&mut self) -> Result<(), DriverLost> {
-        let mut done = Vec::new();
-        while self.phase != Phase::Stopping || self.closing > 0 {
-            let until = self.next_deadline();
-            self.driver.wait(until, &mut done)?;
-            for done in done.drain(..) {
-                self.on_done(done);
-            }
-            self.on_time();
-            self.report();
+    /// One turn of the loop: waits, does what there is to do, tells the control thread. False when
+    /// it was the last.
+    pub(crate) fn turn(&mut self) -> Result<bool, DriverLost> {
+        let until = self.next_deadline();
+        self.driver.wait(until, &mut self.done)?;
+        let mut done = std::mem::take(&mut self.done);
+        for done in done.drain(..) {
+            self.on_done(done);
         }
-        Ok(())
+        self.done = done;
+        self.on_time();
+        self.report();
+        Ok(self.phase != Phase::Stopping || self.closing > 0)
     }
 
     fn report(&mut self) {

@@ -24,7 +24,8 @@ use zproxy_proto::wire::{self, Frame, GoAway, OpenProxy};
 use zproxy_relay::{Key, Mailbox, Name, Sender, Shortage, Slots};
 
 use crate::mailbox::{Report, SessionNo, Tell};
-use crate::random;
+use crate::random::Random;
+use crate::sorted;
 use sessions::{Opening, Session};
 
 const ACCEPT: u8 = 0;
@@ -54,6 +55,7 @@ pub(crate) struct Parts<D: Driver> {
     pub(crate) heartbeat: Heartbeat,
     pub(crate) drain_timeout: Duration,
     pub(crate) grace: Duration,
+    pub(crate) random: Random,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,8 +147,13 @@ pub(crate) struct Control<D: Driver> {
     counts: Counts,
     counts_logged_at: Duration,
     traffic: Traffic,
+    random: Random,
     course: Course,
     failure: Option<String>,
+    /// Empty between turns.
+    done: Vec<Done>,
+    /// Empty between turns.
+    reports: Vec<Report>,
 }
 
 impl<D: Driver> Control<D> {
@@ -177,8 +184,11 @@ impl<D: Driver> Control<D> {
             counts: Counts::default(),
             counts_logged_at: Duration::ZERO,
             traffic: Traffic::default(),
+            random: parts.random,
             course: Course::Serving,
             failure: None,
+            done: Vec::new(),
+            reports: Vec::new(),
         };
         control.open_door(DoorKind::Ctl, parts.ctl_listener);
         control.open_door(DoorKind::Proxy, parts.proxy_listener);
@@ -193,12 +203,23 @@ impl<D: Driver> Control<D> {
 
     /// Runs until every data core has ended. The error says what made the gateway fail.
     pub(crate) fn run(mut self) -> Result<(), String> {
-        let lost = self.turns().err();
+        let lost = loop {
+            match self.turn() {
+                Ok(true) => {}
+                Ok(false) => break None,
+                Err(lost) => break Some(lost),
+            }
+        };
+        self.finish(lost.map(|lost| lost.to_string()))
+    }
+
+    /// Sends the data cores home. The error says what made the gateway fail.
+    pub(crate) fn finish(self, lost: Option<String>) -> Result<(), String> {
         for worker in &self.workers {
             worker.send(Tell::Stop);
         }
         self.log_stats();
-        match lost.map(|lost| lost.to_string()).or(self.failure) {
+        match lost.or(self.failure) {
             Some(why) => Err(why),
             None => Ok(()),
         }
@@ -214,30 +235,35 @@ impl<D: Driver> Control<D> {
         );
     }
 
-    fn turns(&mut self) -> Result<(), DriverLost> {
-        let mut done = Vec::new();
-        let mut reports = Vec::new();
-        while !matches!(self.course, Course::Stopped) {
-            let until = self.next_timer();
-            self.driver.wait(until, &mut done)?;
-            for done in done.drain(..) {
-                self.on_done(done, &mut reports);
-            }
-            self.on_time(self.driver.now());
-            for (worker, outbox) in self.workers.iter().zip(&mut self.outboxes) {
-                worker.send_all(outbox);
-            }
+    /// One turn of the loop: waits, does what there is to do, tells the data cores. False when it
+    /// was the last.
+    pub(crate) fn turn(&mut self) -> Result<bool, DriverLost> {
+        let until = self.next_timer();
+        self.driver.wait(until, &mut self.done)?;
+        let mut done = std::mem::take(&mut self.done);
+        for done in done.drain(..) {
+            self.on_done(done);
         }
-        Ok(())
+        self.done = done;
+        self.on_time(self.driver.now());
+        for (worker, outbox) in self.workers.iter().zip(&mut self.outboxes) {
+            worker.send_all(outbox);
+        }
+        Ok(!matches!(self.course, Course::Stopped))
     }
 
-    fn on_done(&mut self, done: Done, reports: &mut Vec<Report>) {
+    fn read_mail(&mut self) {
+        let mut reports = std::mem::take(&mut self.reports);
+        self.mailbox.take(&mut reports);
+        for report in reports.drain(..) {
+            self.on_report(report);
+        }
+        self.reports = reports;
+    }
+
+    fn on_done(&mut self, done: Done) {
         if done.token == OpToken::DOORBELL {
-            self.mailbox.take(reports);
-            for report in reports.drain(..) {
-                self.on_report(report);
-            }
-            return;
+            return self.read_mail();
         }
         let name = Name::of(done.token);
         match name.kind {
@@ -302,7 +328,7 @@ impl<D: Driver> Control<D> {
                 let config = GatewayConfig {
                     token: self.token.clone(),
                     server_id: self.server_id,
-                    nonce: Nonce(random::bytes()),
+                    nonce: Nonce(self.random.bytes()),
                     data_cores: u16::try_from(self.workers.len()).unwrap_or(u16::MAX),
                     heartbeat: self.heartbeat,
                 };
@@ -665,7 +691,8 @@ impl<D: Driver> Control<D> {
             self.driver.submit(name.token(), Op::Close { sock, how: Ending::Clean });
         }
         let drain_ms = u64::try_from(self.drain_timeout.as_millis()).unwrap_or(u64::MAX);
-        let clients: Vec<Key> = self.sessions.values().filter_map(|entry| entry.peer).collect();
+        let clients = self.sessions.values().filter_map(|entry| entry.peer);
+        let clients = sorted(clients);
         for key in clients {
             if let Some(peer) = self.peers.get_mut(key)
                 && let PeerKind::Ctl { machine, .. } = &mut peer.kind

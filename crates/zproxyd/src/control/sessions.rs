@@ -15,8 +15,8 @@ use zproxy_proto::wire::{Frame, Hello, Name, OpenTunnel, RefusedCode, TunnelOpen
 use zproxy_relay::Key;
 
 use super::{Control, PeerKind};
+use crate::listeners;
 use crate::mailbox::{SessionNo, Tell};
-use crate::{listeners, random};
 
 /// The sockets of a tunnel, one per data core, and where they listen.
 type Bound<D> = (Vec<<D as Driver>::Handle>, std::net::SocketAddr);
@@ -75,14 +75,14 @@ impl<D: Driver> Control<D> {
 
     fn log_in(&mut self, key: Key, hello: Hello) {
         let now = self.driver.now();
-        let ctl_id = CtlId(random::bytes());
+        let ctl_id = CtlId(self.random.bytes());
         let client = hello.name.to_string();
         let login = Login {
             client_id: hello.client_id,
             name: hello.name,
             resume: hello.resume,
             ctl_id,
-            ticket: Ticket(random::bytes()),
+            ticket: Ticket(self.random.bytes()),
         };
         let result = self.registry.login(login, now);
         let logged_in = match result {

@@ -20,7 +20,9 @@ use zproxy_proto::proxy_conn::{Ctl, Input, Mode, ProxyConn};
 use zproxy_proto::wire::Frame;
 use zproxy_relay::{Flow, Key, Keys, Mailbox, Name, Outbox, Sender, Shortage, Slots, kind};
 
+use crate::config::Settings;
 use crate::mailbox::{Report, SessionNo, Tell};
+use crate::sorted;
 
 /// Accept of a listener; key: listener.
 const ACCEPT: u8 = kind::OWNERS;
@@ -43,6 +45,16 @@ pub(crate) struct Limits {
     pub(crate) bind_timeout: Duration,
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) half_close_timeout: Option<Duration>,
+}
+
+impl Limits {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        Self {
+            bind_timeout: settings.bind_timeout,
+            idle_timeout: settings.flow.idle_timeout,
+            half_close_timeout: settings.flow.half_close_timeout,
+        }
+    }
 }
 
 /// A public listener of one tunnel.
@@ -188,6 +200,10 @@ pub(crate) struct Worker<D: Driver> {
     spare: Vec<Vec<u8>>,
     course: Course,
     publics_reported: usize,
+    /// Empty between turns.
+    done: Vec<Done>,
+    /// Empty between turns.
+    letters: Vec<Tell<D>>,
 }
 
 impl<D: Driver> Worker<D> {
@@ -221,12 +237,25 @@ impl<D: Driver> Worker<D> {
             spare: Vec::new(),
             course: Course::Serving,
             publics_reported: usize::MAX,
+            done: Vec::new(),
+            letters: Vec::new(),
         }
     }
 
     /// Runs until told to end.
     pub(crate) fn run(mut self) {
-        let error = self.turns().err().map(|lost| lost.to_string());
+        let lost = loop {
+            match self.turn() {
+                Ok(true) => {}
+                Ok(false) => break None,
+                Err(lost) => break Some(lost),
+            }
+        };
+        self.finish(lost.map(|lost| lost.to_string()));
+    }
+
+    /// Closes everything and tells the control core.
+    pub(crate) fn finish(self, error: Option<String>) {
         let core = self.core;
         let reports = self.reports.clone();
         self.log_stats();
@@ -246,30 +275,35 @@ impl<D: Driver> Worker<D> {
         );
     }
 
-    fn turns(&mut self) -> Result<(), DriverLost> {
-        let mut done = Vec::new();
-        let mut letters = Vec::new();
-        while self.course != Course::Stopped {
-            let until = self.next_timer();
-            self.driver.wait(until, &mut done)?;
-            for done in done.drain(..) {
-                self.on_done(done, &mut letters);
-            }
-            self.on_time(self.driver.now());
-            self.poll_pools();
-            self.report_drain();
-            self.outgoing.flush(self.driver.now(), &self.reports);
+    /// One turn of the loop: waits, does what there is to do, tells the control core. False when it
+    /// was the last.
+    pub(crate) fn turn(&mut self) -> Result<bool, DriverLost> {
+        let until = self.next_timer();
+        self.driver.wait(until, &mut self.done)?;
+        let mut done = std::mem::take(&mut self.done);
+        for done in done.drain(..) {
+            self.on_done(done);
         }
-        Ok(())
+        self.done = done;
+        self.on_time(self.driver.now());
+        self.poll_pools();
+        self.report_drain();
+        self.outgoing.flush(self.driver.now(), &self.reports);
+        Ok(self.course != Course::Stopped)
     }
 
-    fn on_done(&mut self, done: Done, letters: &mut Vec<Tell<D>>) {
+    fn read_mail(&mut self) {
+        let mut letters = std::mem::take(&mut self.letters);
+        self.mailbox.take(&mut letters);
+        for letter in letters.drain(..) {
+            self.on_letter(letter);
+        }
+        self.letters = letters;
+    }
+
+    fn on_done(&mut self, done: Done) {
         if done.token == Token::DOORBELL {
-            self.mailbox.take(letters);
-            for letter in letters.drain(..) {
-                self.on_letter(letter);
-            }
-            return;
+            return self.read_mail();
         }
         let name = Name::of(done.token);
         match name.kind {
@@ -318,7 +352,7 @@ impl<D: Driver> Worker<D> {
         if ctl == Ctl::Lost {
             entry.pool.ctl_lost();
         }
-        let keys: Vec<Key> = entry.conns.values().copied().collect();
+        let keys = sorted(entry.conns.values().copied());
         for key in keys {
             self.feed(key, input);
         }
@@ -331,16 +365,12 @@ impl<D: Driver> Worker<D> {
         let of_session = |tunnel: &Tunnel| {
             self.listeners.get(tunnel.listener).is_some_and(|listener| listener.session == session)
         };
-        let tunnels: Vec<TunnelId> = self
-            .tunnels
-            .iter()
-            .filter(|(_, tunnel)| of_session(tunnel))
-            .map(|(id, _)| *id)
-            .collect();
+        let tunnels = self.tunnels.iter().filter(|(_, tunnel)| of_session(tunnel));
+        let tunnels = sorted(tunnels.map(|(id, _)| *id));
         for tunnel in tunnels {
             self.close_tunnel(tunnel);
         }
-        for key in entry.conns.into_values() {
+        for key in sorted(entry.conns.into_values()) {
             self.close_conn(key, Ending::Reset, "session_over", By::Gateway);
         }
         let waiting: Vec<Key> = self
@@ -377,7 +407,7 @@ impl<D: Driver> Worker<D> {
             return;
         }
         self.course = Course::Draining;
-        let tunnels: Vec<TunnelId> = self.tunnels.keys().copied().collect();
+        let tunnels = sorted(self.tunnels.keys().copied());
         for tunnel in tunnels {
             self.close_tunnel(tunnel);
         }
@@ -542,9 +572,10 @@ impl<D: Driver> Worker<D> {
     /// Descriptors are short: idle proxy_conns that are not needed at once give theirs back.
     fn shed(&mut self) {
         let mut surplus = Vec::new();
-        for (session, entry) in &mut self.sessions {
+        for session in sorted(self.sessions.keys().copied()) {
+            let entry = self.sessions.get_mut(&session).expect("it was there a moment ago");
             surplus.extend(entry.pool.shed());
-            self.touched.push(*session);
+            self.touched.push(session);
         }
         for conn in surplus {
             self.feed(conn, Input::Retire);
