@@ -182,6 +182,17 @@ impl<C: Copy + Eq + Hash, W: Copy + Eq + Hash> Pool<C, W> {
         surplus
     }
 
+    /// The way to the client is a new one, and what was idle may have died unseen on the old one: takes
+    /// all of it out, to be closed.
+    pub fn distrust(&mut self) -> Vec<C> {
+        let mut suspects = Vec::new();
+        while let Some((conn, ())) = self.idle.pop_oldest() {
+            suspects.push(conn);
+        }
+        self.low_water = 0;
+        suspects
+    }
+
     /// An idle proxy_conn has died. Tells whether it was in the pool.
     pub fn remove_idle(&mut self, conn: C) -> bool {
         let was_idle = self.idle.remove(conn);
@@ -416,6 +427,21 @@ mod tests {
         pool.ctl_lost();
         assert_eq!(pool.opening_len(), 0);
         assert_eq!(pool.poll_wanted(s(0)), 1);
+    }
+
+    /// What was idle before the client came back on another way is handed out no more, and as much is
+    /// asked for anew.
+    #[test]
+    fn suspects_are_replaced() {
+        let mut pool = P::new();
+        assert_eq!(pool.poll_wanted(s(0)), IDLE_CONNS_MIN as u16);
+        pool.add(1, Origin::Fresh, s(0));
+        pool.add(2, Origin::Fresh, s(0));
+        pool.ctl_lost();
+        assert_eq!(pool.distrust(), vec![1, 2]);
+        assert_eq!((pool.idle_len(), pool.poll_wanted(s(1))), (0, IDLE_CONNS_MIN as u16));
+        assert_eq!(pool.take(1, s(1)), Take::Waiting);
+        assert_eq!(pool.add(3, Origin::Fresh, s(1)), Add::Serve(1, 3));
     }
 
     /// The target doubles once per miss that was answered, up to its limit, and requests are never

@@ -349,12 +349,19 @@ impl<D: Driver> Worker<D> {
         let Some(entry) = self.sessions.get_mut(&session) else { return };
         entry.ctl = ctl;
         let input = if ctl == Ctl::Lost { Input::CtlLost } else { Input::CtlBack };
-        if ctl == Ctl::Lost {
-            entry.pool.ctl_lost();
-        }
+        let suspects = match ctl {
+            Ctl::Up => entry.pool.distrust(),
+            Ctl::Lost => {
+                entry.pool.ctl_lost();
+                Vec::new()
+            }
+        };
         let keys = sorted(entry.conns.values().copied());
         for key in keys {
             self.feed(key, input);
+        }
+        for key in suspects {
+            self.feed(key, Input::Retire);
         }
         self.touched.push(session);
     }
