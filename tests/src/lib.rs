@@ -8,26 +8,37 @@
 
 pub mod clock;
 pub mod exchange;
+pub mod ledger;
+pub mod load;
 pub mod local;
 pub mod net;
+pub mod netns;
+pub mod pair;
 pub mod pattern;
 pub mod proc;
 pub mod program;
 pub mod programs;
 pub mod rig;
 pub mod scenes;
+pub mod site;
 pub mod stats;
+pub mod visits;
 pub mod wire;
 pub mod world;
 
 pub use clock::{eventually, eventually_some};
 pub use exchange::{Exchange, exchange};
+pub use load::Load;
 pub use local::{Listener, LocalServer};
+pub use netns::Net;
+pub use pair::Pair;
 pub use pattern::{Direction, Pattern, Rng};
 pub use program::{Program, Transcript};
 pub use programs::{Client, ClientPlan, Forward, Gateway, GatewayPlan, Tunnel};
 pub use rig::{Flow, Rig};
+pub use site::Site;
 pub use stats::Stats;
+pub use visits::Visit;
 pub use wire::{Road, Wire};
 pub use world::{Backend, World};
 

@@ -7,6 +7,8 @@ use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use socket2::SockRef;
+
 use crate::net::{bounded, reset};
 
 /// Stack of a serving thread: a test may have hundreds.
@@ -71,6 +73,7 @@ impl Drop for Listener {
 pub struct LocalServer {
     /// Where it listens.
     pub addr: SocketAddr,
+    listening: Arc<TcpListener>,
     shared: Arc<Shared>,
 }
 
@@ -95,12 +98,16 @@ impl LocalServer {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port for the LocalServer");
         let addr = listener.local_addr().expect("its address");
         let shared = Arc::new(Shared::default());
+        let listening = Arc::new(listener);
         let (acceptor, serve) = (Arc::clone(&shared), Arc::new(serve));
+        let listener = Arc::clone(&listening);
         std::thread::spawn(move || {
-            for conn in listener.incoming().flatten() {
+            loop {
+                let accepted = listener.accept();
                 if acceptor.stop.load(Ordering::Acquire) {
                     return;
                 }
+                let Ok((conn, _)) = accepted else { continue };
                 let conn = Arc::new(bounded(conn));
                 acceptor.admit(&conn);
                 let (shared, serve) = (Arc::clone(&acceptor), Arc::clone(&serve));
@@ -111,7 +118,7 @@ impl LocalServer {
                 served.expect("a thread for the connection");
             }
         });
-        Self { addr, shared }
+        Self { addr, listening, shared }
     }
 
     /// Sends everything back, and a FIN after the peer's.
@@ -188,7 +195,8 @@ impl Shared {
 impl Drop for LocalServer {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
-        let _ = TcpStream::connect(self.addr);
+        // Wakes the accepting thread, from whichever network.
+        let _ = SockRef::from(&*self.listening).shutdown(Shutdown::Both);
         let conns = self.shared.conns.lock().unwrap_or_else(PoisonError::into_inner);
         for conn in conns.iter().filter_map(Weak::upgrade) {
             let _ = conn.shutdown(Shutdown::Both);

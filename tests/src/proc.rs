@@ -80,10 +80,11 @@ struct Row {
 const ESTABLISHED: u8 = 0x01;
 const LISTEN: u8 = 0x0a;
 
-fn tcp_rows() -> Vec<Row> {
+/// As the network namespace of that process has them.
+fn tcp_rows(pid: u32) -> Vec<Row> {
     let mut rows = Vec::new();
-    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
-        let text = fs::read_to_string(table).unwrap_or_default();
+    for table in ["tcp", "tcp6"] {
+        let text = fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
         rows.extend(text.lines().skip(1).filter_map(row));
     }
     rows
@@ -106,7 +107,7 @@ fn own_rows(pid: u32) -> impl Iterator<Item = Row> {
             Some(target.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned())
         })
         .collect();
-    tcp_rows().into_iter().filter(move |row| inodes.contains(&row.inode))
+    tcp_rows(pid).into_iter().filter(move |row| inodes.contains(&row.inode))
 }
 
 /// The ports on which a process listens, once per listener, in order.

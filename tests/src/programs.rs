@@ -37,6 +37,16 @@ pub struct GatewayPlan {
     proxy_port: u16,
     args: Vec<OsString>,
     descriptors_max: Option<u32>,
+    launcher: Vec<OsString>,
+}
+
+/// An executable and its arguments, behind the words of a launcher if there is one.
+fn launched(launcher: &[OsString], exe: &Path, args: Vec<OsString>) -> (PathBuf, Vec<OsString>) {
+    let Some((first, rest)) = launcher.split_first() else { return (exe.to_owned(), args) };
+    let mut words = rest.to_vec();
+    words.push(exe.as_os_str().to_owned());
+    words.extend(args);
+    (first.into(), words)
 }
 
 impl GatewayPlan {
@@ -52,6 +62,7 @@ impl GatewayPlan {
             proxy_port: 0,
             args: Vec::new(),
             descriptors_max: None,
+            launcher: Vec::new(),
         }
     }
 
@@ -80,6 +91,20 @@ impl GatewayPlan {
     #[must_use]
     pub fn descriptors_max(mut self, max: u32) -> Self {
         self.descriptors_max = Some(max);
+        self
+    }
+
+    /// Another address for all listeners.
+    #[must_use]
+    pub fn bind(mut self, bind: IpAddr) -> Self {
+        self.bind = bind;
+        self
+    }
+
+    /// Words before the executable, such as those that run it elsewhere.
+    #[must_use]
+    pub fn launcher(mut self, launcher: Vec<OsString>) -> Self {
+        self.launcher = launcher;
         self
     }
 
@@ -116,7 +141,8 @@ impl GatewayPlan {
         args.extend(self.args.iter().cloned());
         let env: Vec<(&str, &str)> =
             self.env.iter().map(|(key, value)| (*key, value.as_str())).collect();
-        Program::start("zproxyd", &self.exe, &args, &env, self.descriptors_max)
+        let (exe, args) = launched(&self.launcher, &self.exe, args);
+        Program::start("zproxyd", &exe, &args, &env, self.descriptors_max)
     }
 
     /// Starts the gateway and waits until it is ready.
@@ -238,9 +264,10 @@ pub struct ClientPlan {
     cores: String,
     token: Option<String>,
     state_dir: PathBuf,
-    server: SocketAddr,
+    server: String,
     tunnels: usize,
     args: Vec<OsString>,
+    launcher: Vec<OsString>,
 }
 
 impl ClientPlan {
@@ -251,16 +278,31 @@ impl ClientPlan {
             cores: world.cores(),
             token: Some(world.token().to_owned()),
             state_dir: world.dir().join(format!("zproxy-{}", world.next())),
-            server,
+            server: server.to_string(),
             tunnels: 1,
             args: Vec::new(),
+            launcher: Vec::new(),
         }
     }
 
     /// Where the client finds the gateway.
     #[must_use]
     pub fn server(mut self, server: SocketAddr) -> Self {
-        self.server = server;
+        self.server = server.to_string();
+        self
+    }
+
+    /// Under which name and port the client finds the gateway.
+    #[must_use]
+    pub fn server_name(mut self, server: &str) -> Self {
+        server.clone_into(&mut self.server);
+        self
+    }
+
+    /// Words before the executable, such as those that run it elsewhere.
+    #[must_use]
+    pub fn launcher(mut self, launcher: Vec<OsString>) -> Self {
+        self.launcher = launcher;
         self
     }
 
@@ -301,15 +343,15 @@ impl ClientPlan {
     /// Starts the process and does not wait.
     #[must_use]
     pub fn spawn(&self) -> Program {
-        let server = self.server.to_string();
         let mut args: Vec<OsString> =
-            ["zproxy", "--server", &server, "--backend", self.backend].map(Into::into).into();
+            ["zproxy", "--server", &self.server, "--backend", self.backend].map(Into::into).into();
         args.extend(["--cores", &self.cores, "--state-dir"].map(Into::into));
         args.push(self.state_dir.clone().into_os_string());
         args.extend(self.args.iter().cloned());
         let env: Vec<(&str, &str)> =
             self.token.iter().map(|token| ("ZPROXY_TOKEN", token.as_str())).collect();
-        Program::start("zproxy", &self.exe, &args, &env, None)
+        let (exe, args) = launched(&self.launcher, &self.exe, args);
+        Program::start("zproxy", &exe, &args, &env, None)
     }
 
     /// Starts the client and waits until its tunnels are ready.
