@@ -10,6 +10,7 @@ pub mod clock;
 pub mod exchange;
 pub mod ledger;
 pub mod load;
+pub mod liar;
 pub mod local;
 pub mod net;
 pub mod netns;

@@ -14,6 +14,7 @@
 //! * [`pool`]: idle proxy_conns and waiting public conns of one client on one data core.
 //! * [`replay`]: each proxy id is accepted once.
 //! * [`backoff`]: when to dial again.
+//! * [`strangers`]: who may stay at the gateway's doors without having said who it is.
 //!
 //! [`Duration`]: std::time::Duration
 #![forbid(unsafe_code)]
@@ -28,4 +29,5 @@ pub mod pool;
 pub mod proxy_conn;
 pub mod registry;
 pub mod replay;
+pub mod strangers;
 pub mod wire;

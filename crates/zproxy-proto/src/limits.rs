@@ -40,9 +40,37 @@ pub const TOKEN_RANDOM_SIZE: usize = 32;
 
 /// Time from accept (or connect) to an authenticated peer. Later: closed and counted.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
-/// Connections on the ctl and proxy ports that have not authenticated yet. At the limit the oldest of
-/// them makes room: an honest peer is done within a few round trips.
-pub const UNAUTHENTICATED_MAX: usize = 1024;
+/// Connections on the ctl and proxy ports that have not authenticated yet (*strangers*). At the limit
+/// the oldest of the origin that has the most of them makes room: an honest peer is done within a
+/// few round trips.
+pub const STRANGERS_MAX: usize = 1024;
+/// Strangers of one origin (an IPv4 address, an IPv6 /64). At the limit its oldest makes room.
+///
+/// A proxy_conn is a stranger for no time at all, because its 64 bytes come right behind the TCP
+/// handshake, and a ctl_conn for one round trip. So this is room for hundreds of clients behind one
+/// NAT that all come back within the same 100 ms.
+pub const STRANGERS_PER_ORIGIN_MAX: usize = STRANGERS_MAX / 2;
+/// Strangers that one turn of the control core may let in on top of everybody else before it has
+/// listened to them: two full listen queues. More: reset at once.
+pub const STRANGERS_AT_ONCE_MAX: usize = 8192;
+/// Handshakes of one origin that may fail in a row. More: reset at accept, until some are forgiven,
+/// unless a client with a session has the same address.
+///
+/// Only failures count, so that no number of clients and proxy_conns behind one address is too
+/// many. A client with a wrong token gives up after its first failure, and a health check that
+/// connects and hangs up fails every second or so; neither comes near.
+pub const FAILURES_PER_ORIGIN_MAX: u32 = 256;
+/// Time for which a failed handshake is held against its origin, one after the other: in the long
+/// run, an origin has one failure in that time.
+pub const FAILURE_FORGIVEN: Duration = Duration::from_millis(30);
+/// Origins without a stranger whose failures are remembered. More: those with the fewest are
+/// forgiven early.
+pub const ORIGINS_MAX: usize = 16 << 10;
+/// Bytes of a frame from a peer that is not authenticated, behind its length field. Longer: refused
+/// at the header. A `Hello` and a `Proof` have some hundreds.
+pub const STRANGER_FRAME_LEN_MAX: usize = 4 << 10;
+/// The most that is read at once from a peer that is not authenticated.
+pub const STRANGER_RECV_MAX: usize = 2 << 10;
 /// Clients with a session, live or in grace. More: `Refused{limit}`.
 pub const CLIENTS_MAX: usize = 4096;
 /// Tunnels of one client. More: `TunnelRefused{limit}`.
@@ -115,6 +143,11 @@ const _: () = assert!(CTL_SEND_BACKLOG_MAX >= 2 * (FRAME_LEN_MAX + FRAME_HEADER_
 // The widest cold frame (a reason, a name and some numbers) must fit even when every byte of its
 // text is escaped as six bytes of JSON.
 const _: () = assert!(6 * (NAME_LEN_MAX + REASON_LEN_MAX) + 1024 <= FRAME_LEN_MAX);
+const _: () = assert!(STRANGERS_PER_ORIGIN_MAX < STRANGERS_MAX);
+const _: () = assert!(STRANGERS_MAX < STRANGERS_AT_ONCE_MAX);
+const _: () = assert!(STRANGER_FRAME_LEN_MAX >= 16 * NAME_LEN_MAX + 1024);
+// A pool may ask for so many proxy_conns at once, and they may all fail, when the client is killed.
+const _: () = assert!(OPENING_MAX <= STRANGERS_PER_ORIGIN_MAX);
 const _: () = assert!(IDLE_CONNS_MIN >= 1 && IDLE_CONNS_MIN <= IDLE_CONNS_MAX);
 const _: () = assert!(OPENING_MAX <= u16::MAX as usize);
 // A burst of lost and repeated requests must not leave the replay window behind.

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use crate::auth::{self, Nonce, SessionKey, Ticket, Token, Transcript};
 use crate::id::{CtlId, FlowId, ProxyId, ServerId, TunnelId};
-use crate::limits::{DATA_CORES_MAX, HANDSHAKE_DEADLINE, PREFACE_SIZE, VERSIONS_MAX};
+use crate::limits::{
+    DATA_CORES_MAX, FRAME_LEN_MAX, HANDSHAKE_DEADLINE, PREFACE_SIZE, STRANGER_FRAME_LEN_MAX,
+    VERSIONS_MAX,
+};
 use crate::wire::{
     Abort, Challenge, CloseTunnel, Decoder, Fin, Frame, GoAway, Hello, Kind, OpenProxy, OpenTunnel,
     Reason, Refused, RefusedCode, Released, TunnelOpen, TunnelRefused, VERSION, Welcome, WireError,
@@ -113,10 +116,12 @@ impl GatewaySession {
     #[must_use]
     pub fn new(config: GatewayConfig, now: Duration) -> Self {
         let deadline = now + HANDSHAKE_DEADLINE;
+        let mut decoder = Decoder::new();
+        decoder.limit_frames(STRANGER_FRAME_LEN_MAX);
         Self {
             config,
             phase: Phase::Preface { deadline, bytes: Vec::new() },
-            decoder: Decoder::new(),
+            decoder,
             outgoing: Outgoing::default(),
             events: VecDeque::new(),
         }
@@ -229,6 +234,7 @@ impl GatewaySession {
         let heart = Heart::new(self.config.heartbeat, now);
         let (key, client_cores) = (key.clone(), *client_cores);
         self.phase = Phase::Open { heart, key, client_cores };
+        self.decoder.limit_frames(FRAME_LEN_MAX);
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         self.send(&Frame::Welcome(Welcome {
             ctl_id: session.ctl_id,

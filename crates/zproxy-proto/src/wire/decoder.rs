@@ -7,13 +7,20 @@ use super::frame::{Frame, Type};
 
 /// Holds the bytes of a ctl_conn that are not a whole frame yet: never more than one maximal frame
 /// plus what was pushed since the last [`Self::next_frame`] that had nothing to give.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Decoder {
     bytes: Vec<u8>,
+    frame_len_max: usize,
     /// Bytes of `bytes` that have been given out.
     taken: usize,
     /// A stream is worth nothing behind its first error, so the error stays.
     broken: Option<WireError>,
+}
+
+impl Default for Decoder {
+    fn default() -> Self {
+        Self { bytes: Vec::new(), frame_len_max: FRAME_LEN_MAX, taken: 0, broken: None }
+    }
 }
 
 impl Decoder {
@@ -21,6 +28,12 @@ impl Decoder {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Frames may have so many bytes behind their length field, from the next one on; at most
+    /// [`FRAME_LEN_MAX`].
+    pub fn limit_frames(&mut self, frame_len_max: usize) {
+        self.frame_len_max = frame_len_max.min(FRAME_LEN_MAX);
     }
 
     /// Appends bytes of the stream. Behind an error they are dropped.
@@ -45,7 +58,7 @@ impl Decoder {
         if let Some(error) = self.broken {
             return Err(error);
         }
-        let result = decode_one(&self.bytes[self.taken..]);
+        let result = decode_one(&self.bytes[self.taken..], self.frame_len_max);
         match result {
             Ok(Some((frame, len))) => {
                 self.taken += len;
@@ -64,10 +77,10 @@ impl Decoder {
 }
 
 /// The frame at the front of `bytes` and how many of them it is.
-fn decode_one(bytes: &[u8]) -> Result<Option<(Frame, usize)>, WireError> {
+fn decode_one(bytes: &[u8], frame_len_max: usize) -> Result<Option<(Frame, usize)>, WireError> {
     let Some((len, rest)) = bytes.split_first_chunk::<4>() else { return Ok(None) };
     let len = u32::from_be_bytes(*len);
-    if len == 0 || len as usize > FRAME_LEN_MAX {
+    if len == 0 || len as usize > frame_len_max {
         return Err(WireError::FrameLen(len));
     }
     let Some((&kind, rest)) = rest.split_first() else { return Ok(None) };

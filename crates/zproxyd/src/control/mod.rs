@@ -2,9 +2,10 @@
 //! registration. It authenticates whatever dials in and hands proxy_conns to the data core that they
 //! name; data cores never see an unauthenticated peer.
 //!
-//! `mod` is the loop, the doors and the connections behind them; `sessions` is what an
-//! authenticated client may do.
+//! `mod` is the loop and the connections that came in; `doors` the listeners, and who may come in;
+//! `sessions` what an authenticated client may do.
 
+mod doors;
 mod sessions;
 
 use std::cmp::Reverse;
@@ -15,17 +16,19 @@ use std::time::Duration;
 use tracing::{debug, error, info, warn};
 use zproxy_io::{Done, Driver, DriverLost, Ending, Op, Outcome, Sock, Token as OpToken};
 use zproxy_ops::signals::{Stop, Wish};
-use zproxy_proto::auth::{self, Nonce, Token};
-use zproxy_proto::control::{End, GatewayConfig, GatewayEvent, GatewaySession, Heartbeat};
+use zproxy_proto::auth::{self, Token};
+use zproxy_proto::control::{End, GatewayEvent, GatewaySession, Heartbeat};
 use zproxy_proto::id::{CtlId, ServerId, TunnelId};
-use zproxy_proto::limits::{HANDSHAKE_DEADLINE, PROXY_OPENING_SIZE, UNAUTHENTICATED_MAX};
+use zproxy_proto::limits::{PROXY_OPENING_SIZE, STRANGER_RECV_MAX};
 use zproxy_proto::registry::Registry;
+use zproxy_proto::strangers::{Left, Pass, Strangers};
 use zproxy_proto::wire::{self, Frame, GoAway, OpenProxy};
 use zproxy_relay::{Key, Mailbox, Name, Sender, Shortage, Slots};
 
 use crate::mailbox::{Report, SessionNo, Tell};
 use crate::random::Random;
 use crate::sorted;
+use doors::{Counts, Door, DoorKind};
 use sessions::{Opening, Session};
 
 const ACCEPT: u8 = 0;
@@ -39,6 +42,9 @@ const CLOSE_STRAY: u8 = 5;
 const RECV_MAX: usize = 16 << 10;
 /// While draining, progress is logged so often at most.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Alarms of peers that are gone are dropped when there are so many.
+const ALARMS_STALE_MAX: usize = 4096;
 
 /// What the control core is made with.
 pub(crate) struct Parts<D: Driver> {
@@ -58,25 +64,13 @@ pub(crate) struct Parts<D: Driver> {
     pub(crate) random: Random,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum DoorKind {
-    Ctl,
-    Proxy,
-}
-
-/// One of the gateway's own listeners.
-struct Door {
-    sock: Sock,
-    kind: DoorKind,
-    /// Out of descriptors until then.
-    paused_until: Option<Duration>,
-}
-
 /// A connection behind a door.
 struct Peer {
     sock: Sock,
     addr: Option<SocketAddr>,
     kind: PeerKind,
+    /// As long as it is a stranger.
+    pass: Option<Pass>,
     is_sending: bool,
     is_closing: bool,
     /// The earliest alarm in the heap for this peer.
@@ -88,15 +82,6 @@ enum PeerKind {
     Ctl { machine: Box<GatewaySession>, session: Option<SessionNo>, said_goodbye: bool },
     /// A proxy_conn that has not attached yet.
     Proxy { head: Vec<u8>, deadline: Duration },
-}
-
-/// What was counted at the doors.
-#[derive(Clone, Copy, Debug, Default)]
-struct Counts {
-    /// Connections closed because too many were unauthenticated.
-    crowded_out: u64,
-    /// Peers closed for garbage, silence or a bad proof.
-    turned_away: u64,
 }
 
 /// What the control core did for the data cores.
@@ -125,9 +110,7 @@ pub(crate) struct Control<D: Driver> {
     outboxes: Vec<Vec<Tell<D>>>,
     doors: Slots<Door>,
     peers: Slots<Peer>,
-    unauthenticated: usize,
-    /// Peers in the order of their arrival, so that the oldest stranger can make room.
-    arrivals: VecDeque<Key>,
+    strangers: Strangers<Key>,
     registry: Registry,
     sessions: HashMap<SessionNo, Session>,
     by_ctl_id: HashMap<CtlId, SessionNo>,
@@ -165,8 +148,7 @@ impl<D: Driver> Control<D> {
             workers: parts.workers,
             doors: Slots::default(),
             peers: Slots::default(),
-            unauthenticated: 0,
-            arrivals: VecDeque::new(),
+            strangers: Strangers::new(),
             registry: parts.registry,
             sessions: HashMap::new(),
             by_ctl_id: HashMap::new(),
@@ -193,12 +175,6 @@ impl<D: Driver> Control<D> {
         control.open_door(DoorKind::Ctl, parts.ctl_listener);
         control.open_door(DoorKind::Proxy, parts.proxy_listener);
         control
-    }
-
-    fn open_door(&mut self, kind: DoorKind, listener: D::Handle) {
-        let sock = self.driver.adopt(listener);
-        let key = self.doors.insert(Door { sock, kind, paused_until: None });
-        self.driver.submit(Name { kind: ACCEPT, key }.token(), Op::Accept { listener: sock });
     }
 
     /// Runs until every data core has ended. The error says what made the gateway fail.
@@ -245,6 +221,7 @@ impl<D: Driver> Control<D> {
             self.on_done(done);
         }
         self.done = done;
+        self.make_room();
         self.on_time(self.driver.now());
         for (worker, outbox) in self.workers.iter().zip(&mut self.outboxes) {
             worker.send_all(outbox);
@@ -288,95 +265,11 @@ impl<D: Driver> Control<D> {
         }
     }
 
-    fn on_accept(&mut self, key: Key, outcome: Outcome) {
-        let Some(door) = self.doors.get_mut(key) else {
-            if let Outcome::Accepted { sock, .. } = outcome {
-                self.close_stray(sock);
-            }
-            return;
-        };
-        match outcome {
-            Outcome::Accepted { sock, peer } => {
-                let kind = door.kind;
-                self.on_peer(kind, sock, peer);
-            }
-            Outcome::Failed(zproxy_io::Fault::Cancelled) => {}
-            Outcome::Failed(fault) => {
-                let (until, is_news) = self.shortage.note(self.driver.now());
-                door.paused_until = Some(until);
-                if is_news {
-                    warn!("accepting clients paused: {fault}");
-                }
-            }
-            other => unreachable!("not the result of an accept: {other:?}"),
-        }
-    }
-
-    fn close_stray(&mut self, sock: Sock) {
-        let token = OpToken(u64::from(CLOSE_STRAY) << 56);
-        self.driver.submit(token, Op::Close { sock, how: Ending::Reset });
-    }
-
-    fn on_peer(&mut self, kind: DoorKind, sock: Sock, addr: Option<SocketAddr>) {
-        while self.unauthenticated >= UNAUTHENTICATED_MAX {
-            self.crowd_out();
-        }
-        self.unauthenticated += 1;
-        let now = self.driver.now();
-        let kind = match kind {
-            DoorKind::Ctl => {
-                let config = GatewayConfig {
-                    token: self.token.clone(),
-                    server_id: self.server_id,
-                    nonce: Nonce(self.random.bytes()),
-                    data_cores: u16::try_from(self.workers.len()).unwrap_or(u16::MAX),
-                    heartbeat: self.heartbeat,
-                };
-                let machine = Box::new(GatewaySession::new(config, now));
-                PeerKind::Ctl { machine, session: None, said_goodbye: false }
-            }
-            DoorKind::Proxy => {
-                PeerKind::Proxy { head: Vec::new(), deadline: now + HANDSHAKE_DEADLINE }
-            }
-        };
-        let (is_sending, is_closing, alarm) = (false, false, None);
-        let key = self.peers.insert(Peer { sock, addr, kind, is_sending, is_closing, alarm });
-        self.arrivals.push_back(key);
-        self.trim_arrivals();
-        self.receive(key, Vec::new());
-        self.set_alarm(key);
-    }
-
-    /// Closes the oldest stranger. An honest peer is done with its handshake in a few round trips, so
-    /// it is among the youngest, and a crowd of silent ones does not keep it out.
-    fn crowd_out(&mut self) {
-        let oldest = self.arrivals.pop_front().expect("strangers are counted and listed");
-        let Some(peer) = self.peers.get(oldest) else { return };
-        let is_known = matches!(peer.kind, PeerKind::Ctl { session: Some(_), .. });
-        if !is_known && !peer.is_closing {
-            self.counts.crowded_out += 1;
-            self.close_peer(oldest, Ending::Reset);
-        }
-    }
-
-    /// Forgets arrivals that are strangers no more.
-    fn trim_arrivals(&mut self) {
-        if self.arrivals.len() <= 2 * UNAUTHENTICATED_MAX {
-            return;
-        }
-        let peers = &self.peers;
-        self.arrivals.retain(|key| {
-            peers.get(*key).is_some_and(|peer| {
-                let is_known = matches!(peer.kind, PeerKind::Ctl { session: Some(_), .. });
-                !is_known && !peer.is_closing
-            })
-        });
-    }
-
     fn receive(&mut self, key: Key, buf: Vec<u8>) {
         let Some(peer) = self.peers.get(key) else { return };
         let max = match &peer.kind {
-            PeerKind::Ctl { .. } => RECV_MAX,
+            PeerKind::Ctl { session: Some(_), .. } => RECV_MAX,
+            PeerKind::Ctl { session: None, .. } => STRANGER_RECV_MAX,
             // Not a byte more than the opening: what follows belongs to a data core.
             PeerKind::Proxy { head, .. } => PROXY_OPENING_SIZE - head.len(),
         };
@@ -445,21 +338,11 @@ impl<D: Driver> Control<D> {
             self.turn_away(key, "its id was used before");
             return;
         }
+        self.note_leaving(key, Left::Known);
         let peer = self.peers.remove(key).expect("it was found by its key");
-        self.unauthenticated -= 1;
         self.traffic.proxy_conns += 1;
         let handle = self.driver.release(peer.sock);
         self.tell(core, Tell::Conn { session: no, proxy: attach.proxy, handle });
-    }
-
-    /// Closes a peer that is not authenticated.
-    fn turn_away(&mut self, key: Key, why: &str) {
-        self.counts.turned_away += 1;
-        if let Some(peer) = self.peers.get(key) {
-            let addr = peer.addr.map_or_else(|| "unknown".to_owned(), |addr| addr.to_string());
-            debug!("peer={addr} turned away: {why}");
-        }
-        self.close_peer(key, Ending::Reset);
     }
 
     fn close_peer(&mut self, key: Key, how: Ending) {
@@ -468,10 +351,8 @@ impl<D: Driver> Control<D> {
             return;
         }
         peer.is_closing = true;
-        if !matches!(peer.kind, PeerKind::Ctl { session: Some(_), .. }) {
-            self.unauthenticated -= 1;
-        }
         let sock = peer.sock;
+        self.note_leaving(key, Left::Failed);
         self.driver.submit(Name { kind: CLOSE, key }.token(), Op::Close { sock, how });
     }
 
@@ -534,12 +415,14 @@ impl<D: Driver> Control<D> {
                 }
             }
             _ => {
-                self.counts.turned_away += 1;
-                if matches!(end, End::Refused { .. }) {
+                // One of them is named; a flood must not flood the log.
+                if matches!(end, End::Refused { .. }) && !self.counts.is_refusal_named {
+                    self.counts.is_refusal_named = true;
                     warn!("peer={addr} {end}");
                 } else {
                     debug!("peer={addr} turned away: {end}");
                 }
+                self.counts.turned_away += 1;
             }
         }
     }
@@ -568,6 +451,13 @@ impl<D: Driver> Control<D> {
         {
             peer.alarm = Some(at);
             self.alarms.push(Reverse((at, key)));
+        }
+        // Alarms of peers that are gone stay until their time. A flood must not pile them up.
+        if self.alarms.len() > ALARMS_STALE_MAX + 2 * self.peers.len() {
+            let peers = &self.peers;
+            self.alarms.retain(|Reverse((at, key))| {
+                peers.get(*key).is_some_and(|peer| peer.alarm == Some(*at))
+            });
         }
     }
 
@@ -615,17 +505,6 @@ impl<D: Driver> Control<D> {
             }
             PeerKind::Proxy { .. } => self.set_alarm(key),
         }
-    }
-
-    /// One line for many strangers: a flood must not flood the log.
-    fn log_counts(&mut self, now: Duration) {
-        let Counts { crowded_out, turned_away } = self.counts;
-        if crowded_out + turned_away == 0 || now < self.counts_logged_at + PROGRESS_INTERVAL {
-            return;
-        }
-        self.counts = Counts::default();
-        self.counts_logged_at = now;
-        warn!("unauthenticated peers: turned_away={turned_away} crowded_out={crowded_out}");
     }
 
     fn on_report(&mut self, report: Report) {

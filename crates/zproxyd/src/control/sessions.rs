@@ -11,6 +11,7 @@ use zproxy_proto::id::{CtlId, ProxyId, TunnelId};
 use zproxy_proto::limits::TUNNELS_PER_CLIENT_MAX;
 use zproxy_proto::registry::{Before, Binding, Decision, Ended, Login, Tunnel, TunnelRefusal};
 use zproxy_proto::replay::Replay;
+use zproxy_proto::strangers::{Left, Origin};
 use zproxy_proto::wire::{Frame, Hello, Name, OpenTunnel, RefusedCode, TunnelOpen, TunnelRefused};
 use zproxy_relay::Key;
 
@@ -30,6 +31,8 @@ pub(super) struct Session {
     pub(super) replay: Replay,
     ctl_id: CtlId,
     client: String,
+    /// Where the client stands, and vouches for.
+    origin: Origin,
 }
 
 /// A tunnel that not every data core serves yet.
@@ -119,8 +122,8 @@ impl<D: Driver> Control<D> {
         let addr = peer.addr.map_or_else(|| "unknown".to_owned(), |addr| addr.to_string());
         if let PeerKind::Ctl { session, .. } = &mut peer.kind {
             assert!(session.replace(no).is_none(), "a ctl_conn logs in once");
-            self.unauthenticated -= 1;
         }
+        self.note_leaving(key, Left::Known);
         info!("client={client} session={no} peer={addr} logged in");
     }
 
@@ -134,11 +137,14 @@ impl<D: Driver> Control<D> {
         resumed: bool,
     ) {
         self.by_ctl_id.insert(ctl_id, no);
+        let origin = self.vouch(key);
         if let Some(entry) = self.sessions.get_mut(&no) {
+            let before = std::mem::replace(&mut entry.origin, origin);
             // Ids are not used again within a session, whichever ctl_conn they came by.
             entry.peer = Some(key);
             entry.key = session_key;
             entry.ctl_id = ctl_id;
+            self.unvouch(before);
             self.tell_all(|| Tell::CtlBack { session: no });
             return;
         }
@@ -146,7 +152,7 @@ impl<D: Driver> Control<D> {
         let replay = Replay::new();
         let client = client.to_owned();
         let name = client.clone();
-        let entry = Session { peer: Some(key), key: session_key, replay, ctl_id, client };
+        let entry = Session { peer: Some(key), key: session_key, replay, ctl_id, client, origin };
         self.sessions.insert(no, entry);
         self.tell_all(|| Tell::Session { session: no, client: name.clone() });
     }
@@ -192,6 +198,7 @@ impl<D: Driver> Control<D> {
         info!("client={} session={session} ended: {why}", ended.name);
         if let Some(entry) = self.sessions.remove(&session) {
             self.by_ctl_id.remove(&entry.ctl_id);
+            self.unvouch(entry.origin);
         }
         self.opening.retain(|_, opening| opening.session != session);
         self.tell_all(|| Tell::SessionOver { session });
@@ -204,6 +211,7 @@ impl<D: Driver> Control<D> {
         info!("client={} session={session} ended: the client has stopped", ended.name);
         if let Some(entry) = self.sessions.remove(&session) {
             self.by_ctl_id.remove(&entry.ctl_id);
+            self.unvouch(entry.origin);
         }
         self.opening.retain(|_, opening| opening.session != session);
         for tunnel in &ended.tunnels {
