@@ -1,10 +1,10 @@
 //! Socket helpers: everything bounded in time, and FIN told from RST.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::pattern::Pattern;
 
@@ -38,6 +38,17 @@ pub fn connect(addr: SocketAddr) -> TcpStream {
 /// Those of the kernel.
 pub fn try_connect(addr: SocketAddr) -> std::io::Result<TcpStream> {
     TcpStream::connect_timeout(&addr, Duration::from_secs(10)).map(bounded)
+}
+
+/// Connects from an address of this machine, with deadlines, or says why not.
+///
+/// # Errors
+/// Those of the kernel.
+pub fn try_connect_from(from: IpAddr, to: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    socket.bind(&SocketAddr::new(from, 0).into())?;
+    socket.connect_timeout(&to.into(), Duration::from_secs(10))?;
+    Ok(bounded(socket.into()))
 }
 
 /// Closes with a RST instead of a FIN, whatever is still unread or unsent.
@@ -243,7 +254,7 @@ pub fn echo_once(mut stream: &TcpStream, byte: u8) -> std::io::Result<()> {
 /// # Panics
 /// When there is none.
 #[must_use]
-pub fn free_port(addr: std::net::IpAddr) -> u16 {
+pub fn free_port(addr: IpAddr) -> u16 {
     let listener = TcpListener::bind((addr, 0)).expect("a free port");
     listener.local_addr().expect("its number").port()
 }

@@ -125,6 +125,14 @@ pub fn established_at(pid: u32, port: u16) -> usize {
     own_rows(pid).filter(|row| row.state == ESTABLISHED && row.local_port == port).count()
 }
 
+/// The connections of a process, of whatever state, that it has dialled itself: at none of the ports
+/// on which it listens.
+#[must_use]
+pub fn dialled(pid: u32) -> usize {
+    let listening = listeners(pid);
+    own_rows(pid).filter(|row| !listening.contains(&row.local_port)).count()
+}
+
 /// The cores this process may use.
 #[must_use]
 pub fn cores() -> Vec<usize> {

@@ -1,11 +1,12 @@
 //! Peers that are no peers: they are got rid of, and nobody else waits for that.
 
-use std::io::Write;
-use std::net::{SocketAddr, TcpStream};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use zproxy_tests::net::{connect, echo_once, expect_closed_within, is_closed, try_connect};
-use zproxy_tests::world::heavy_turn;
+use zproxy_proto::limits::{FAILURES_PER_ORIGIN_MAX, STRANGERS_MAX, STRANGERS_PER_ORIGIN_MAX};
+use zproxy_tests::net::{connect, echo_once, expect_closed_within, is_closed, try_connect_from};
+use zproxy_tests::world::{heavy_turn, own_loopback};
 use zproxy_tests::{LocalServer, Rng, both_backends, eventually, proc};
 
 /// The openings of the two kinds of connection.
@@ -18,14 +19,26 @@ const AT_ONCE: Duration = Duration::from_secs(2);
 /// Silence is ended by a deadline of 5 s, with some room for a busy machine.
 const DEADLINE: Duration = Duration::from_secs(9);
 
-/// Unauthenticated connections that a gateway keeps at a time.
-const UNAUTHENTICATED_MAX: usize = 1_024;
-
 fn say(addr: SocketAddr, words: &[u8]) -> TcpStream {
     let mut conn = connect(addr);
     // The gateway may have hung up on the first of these bytes already.
     let _ = conn.write_all(words);
     conn
+}
+
+/// So many silent connections from so many addresses, made so quickly that none of them has reached
+/// its deadline.
+fn crowd(addresses: usize, to: SocketAddr, count: usize) -> Vec<TcpStream> {
+    for _ in 0..10 {
+        let begun = Instant::now();
+        let addresses: Vec<IpAddr> = (0..addresses).map(|_| own_loopback()).collect();
+        let callers = addresses.iter().cycle().take(count);
+        let crowd = callers.filter_map(|from| try_connect_from(*from, to).ok()).collect();
+        if begun.elapsed() < Duration::from_secs(2) {
+            return crowd;
+        }
+    }
+    panic!("this machine is too slow to make a crowd");
 }
 
 both_backends! {
@@ -119,8 +132,8 @@ both_backends! {
         }
     }
 
-    /// Far more silent connections than may be unauthenticated at a time: their number stays
-    /// bounded, an old flow is not disturbed, and a new client gets in as soon as there is room.
+    /// Far more silent connections than may be unauthenticated at a time, from many addresses: their
+    /// number stays bounded, an old flow is not disturbed, and a new client gets in all the same.
     fn a_crowd_of_silent_connections(world) {
         let _turn = heavy_turn();
         let local = LocalServer::echo();
@@ -129,20 +142,70 @@ both_backends! {
         let flow = connect(client.public());
         echo_once(&flow, 1).expect("an echo");
         let before = proc::descriptors(gateway.pid()).sockets;
-        let crowd: Vec<TcpStream> =
-            (0..UNAUTHENTICATED_MAX + 200).filter_map(|_| try_connect(gateway.ctl).ok()).collect();
+        let crowd = crowd(6, gateway.ctl, STRANGERS_MAX + 200);
         eventually("the crowd is let in", Duration::from_secs(5), || {
-            proc::descriptors(gateway.pid()).sockets >= before + UNAUTHENTICATED_MAX - 24
+            proc::descriptors(gateway.pid()).sockets >= before + STRANGERS_MAX - 24
         });
         for byte in 0..20 {
             echo_once(&flow, byte).expect("an echo while the crowd waits");
             // Those that are being closed are there for one more turn.
             let held = proc::descriptors(gateway.pid()).sockets;
-            assert!(held <= before + UNAUTHENTICATED_MAX + 200, "{held} sockets, {before} before");
+            assert!(held <= before + STRANGERS_MAX + 200, "{held} sockets, {before} before");
         }
         let second = world.client(&gateway).local(&local.name()).start();
         echo_once(&connect(second.public()), 2).expect("an echo through the second client");
         eventually("the crowd is gone", Duration::from_secs(20), || crowd.iter().all(is_closed));
         echo_once(&flow, 3).expect("an echo after the crowd");
+    }
+
+    /// One address may have half of the places at most, and what it sends beyond pushes out its own:
+    /// a stranger from elsewhere keeps its place until its deadline.
+    fn one_address_pushes_out_itself(world) {
+        let _turn = heavy_turn();
+        let gateway = world.gateway().start();
+        let begun = Instant::now();
+        let quiet = try_connect_from(own_loopback(), gateway.ctl).expect("a quiet stranger");
+        let before = proc::descriptors(gateway.pid()).sockets;
+        let crowd = crowd(1, gateway.ctl, STRANGERS_PER_ORIGIN_MAX + 100);
+        eventually("one address has no more than its share", Duration::from_secs(4), || {
+            crowd.iter().filter(|conn| is_closed(conn)).count() >= 100
+        });
+        let held = proc::descriptors(gateway.pid()).sockets.saturating_sub(before);
+        assert!(held <= STRANGERS_PER_ORIGIN_MAX + 8, "{held} of one address");
+        let is_left = !is_closed(&quiet);
+        assert!(is_left || begun.elapsed() > Duration::from_secs(4), "it had to make room");
+    }
+
+    /// An address whose handshakes fail again and again is not answered any more, for a while; others
+    /// are, and so is an address where a client has a session.
+    fn too_many_failures_lock_an_address_out(world) {
+        let local = LocalServer::echo();
+        let gateway = world.gateway().start();
+        let (bad, good) = (own_loopback(), own_loopback());
+        // Another version is answered by a frame that says so, unless nobody listens.
+        let is_answered = |from: IpAddr| {
+            // A RST may be so fast that connecting reports it.
+            let Ok(mut conn) = try_connect_from(from, gateway.ctl) else { return false };
+            let _ = conn.write_all(b"ZPXY\x63");
+            let mut answer = Vec::new();
+            let _ = conn.read_to_end(&mut answer);
+            !answer.is_empty()
+        };
+        let begun = Instant::now();
+        let mut failures = 0;
+        while is_answered(bad) {
+            failures += 1;
+            assert!(begun.elapsed() < Duration::from_secs(60), "never locked out");
+        }
+        assert!(failures >= FAILURES_PER_ORIGIN_MAX, "locked out after {failures}");
+        assert!(is_answered(good), "another address is locked out");
+        let client = world.client(&gateway).local(&local.name()).start();
+        for _ in 0..FAILURES_PER_ORIGIN_MAX + 50 {
+            assert!(is_answered(IpAddr::V4(Ipv4Addr::LOCALHOST)), "a client vouches for it");
+        }
+        echo_once(&connect(client.public()), 1).expect("an echo");
+        eventually("forgiven", Duration::from_secs(20), || is_answered(bad));
+        let said = gateway.err.text();
+        assert!(said.contains("unauthenticated peers:") && said.contains("locked_out="), "{said}");
     }
 }
