@@ -9,8 +9,8 @@
 pub mod clock;
 pub mod exchange;
 pub mod ledger;
-pub mod load;
 pub mod liar;
+pub mod load;
 pub mod local;
 pub mod net;
 pub mod netns;

@@ -64,6 +64,18 @@ pub fn threads(pid: u32) -> usize {
     names.flatten().filter(|name| !name.starts_with("iou-")).count()
 }
 
+/// A line of `status` of every thread of a process, the kernel's workers for a ring included.
+#[must_use]
+pub fn of_every_thread(pid: u32, key: &str) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let texts = entries.flatten().map(|entry| fs::read_to_string(entry.path().join("status")));
+    let line = |text: String| {
+        let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+        value.map(|value| value.split_whitespace().collect::<Vec<_>>().join(" "))
+    };
+    texts.flatten().filter_map(line).collect()
+}
+
 /// The resident memory of a process in bytes.
 #[must_use]
 pub fn resident_bytes(pid: u32) -> u64 {

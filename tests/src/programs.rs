@@ -24,6 +24,12 @@ fn addr_field(line: &str, key: &str) -> SocketAddr {
     value.parse().unwrap_or_else(|why| panic!("{key}={value} is no address ({why}) in: {line}"))
 }
 
+/// Without root, nobody may look into `/proc/PID/fd` of a process that leaves no core dumps, not even
+/// its own user; so these tests allow them.
+fn open_to_looks() -> Option<OsString> {
+    (!rustix::process::geteuid().is_root()).then(|| "--allow-core-dumps".into())
+}
+
 /// How a gateway will be started.
 #[derive(Clone, Debug)]
 pub struct GatewayPlan {
@@ -138,6 +144,7 @@ impl GatewayPlan {
         args.extend(["--proxy-port", &proxy, "--cores", &self.cores].map(Into::into));
         args.extend(["--backend", self.backend, "--state-dir"].map(Into::into));
         args.push(self.state_dir.clone().into_os_string());
+        args.extend(open_to_looks());
         args.extend(self.args.iter().cloned());
         let env: Vec<(&str, &str)> =
             self.env.iter().map(|(key, value)| (*key, value.as_str())).collect();
@@ -347,6 +354,7 @@ impl ClientPlan {
             ["zproxy", "--server", &self.server, "--backend", self.backend].map(Into::into).into();
         args.extend(["--cores", &self.cores, "--state-dir"].map(Into::into));
         args.push(self.state_dir.clone().into_os_string());
+        args.extend(open_to_looks());
         args.extend(self.args.iter().cloned());
         let env: Vec<(&str, &str)> =
             self.token.iter().map(|token| ("ZPROXY_TOKEN", token.as_str())).collect();

@@ -173,11 +173,25 @@ pub fn own_loopback() -> IpAddr {
 /// When there are none.
 #[must_use]
 pub fn own_ports() -> RangeInclusive<u16> {
+    ten_ports(20_000, 1_000)
+}
+
+/// As [`own_ports`], of those for which a program needs a capability.
+///
+/// # Panics
+/// When there are none, or the test may not listen there either.
+#[must_use]
+pub fn own_low_ports() -> RangeInclusive<u16> {
+    ten_ports(600, 40)
+}
+
+/// Ten ports in a row behind `first`, of so many tens.
+fn ten_ports(first: u16, tens: u32) -> RangeInclusive<u16> {
     static SERIAL: AtomicU32 = AtomicU32::new(0);
     for _ in 0..200 {
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let place = std::process::id().wrapping_mul(37).wrapping_add(serial) % 1_000;
-        let first = 20_000 + u16::try_from(place).expect("small") * 10;
+        let place = std::process::id().wrapping_mul(37).wrapping_add(serial) % tens;
+        let first = first + u16::try_from(place).expect("small") * 10;
         let mut range = first..=first + 9;
         if range.all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
             return first..=first + 9;

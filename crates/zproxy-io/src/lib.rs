@@ -17,6 +17,7 @@ mod op;
 mod pipe;
 mod policy;
 pub mod probe;
+pub mod process;
 pub mod sock;
 pub mod sys;
 mod table;

@@ -15,6 +15,7 @@ use zproxy_proto::limits;
 use crate::config::{ConfigError, File};
 use crate::cores::{self, CoreList};
 use crate::logs::{self, Level, LogFormat, LogSettings};
+use crate::privileges::{Privileges, UserName};
 use crate::token::TokenSource;
 use crate::values::{Backend, Micros, Relay, Seconds, ThreadCount};
 use crate::{Exit, Machine, state, token};
@@ -376,6 +377,43 @@ impl Layers<TokenFlags> {
         };
         Ok(TokenSettings { token, state_dir })
     }
+}
+
+/// What the process gives up.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+#[command(next_help_heading = "Privileges")]
+pub struct PrivilegeFlags {
+    /// Become this user when the token is read; only root can [default: stay]
+    #[arg(long, value_name = "USER[:GROUP]")]
+    pub user: Option<UserName>,
+
+    /// Leave core dumps and let debuggers in, secrets included [default: false]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub allow_core_dumps: Option<bool>,
+}
+
+impl Layers<PrivilegeFlags> {
+    /// As meant.
+    #[must_use]
+    pub fn resolve(&self) -> Privileges {
+        Privileges {
+            user: self.pick(|typed| &typed.user),
+            allows_core_dumps: self.pick(|typed| &typed.allow_core_dumps).unwrap_or_default(),
+        }
+    }
+}
+
+/// Whom the process becomes.
+#[must_use]
+pub fn show_user(user: Option<&UserName>) -> String {
+    user.map_or_else(|| "who starts it".to_owned(), ToString::to_string)
 }
 
 /// A relay path in the words of the flag.

@@ -12,6 +12,7 @@ pub mod exit;
 pub mod flags;
 pub mod logs;
 pub mod machine;
+pub mod privileges;
 pub mod report;
 pub mod signals;
 pub mod state;

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, TcpListener};
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 /// Facts from outside that resolve defaults. Passed in, so that tests can choose them.
@@ -33,7 +32,7 @@ impl Machine {
             // A machine that does not tell has at least the CPU this runs on.
             cpus_allowed: zproxy_io::sys::allowed_cpus().unwrap_or_else(|_| vec![0]),
             has_ipv6: TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok(),
-            is_root: std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0),
+            is_root: zproxy_io::process::user() == 0,
             has_env_token: std::env::var_os(crate::token::VARIABLE).is_some(),
             variables: Self::VARIABLES.into_iter().filter_map(variable).collect(),
         }

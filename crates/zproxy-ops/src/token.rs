@@ -1,6 +1,7 @@
 //! The shared token: where it is found, and how the gateway makes one.
 //!
-//! The bytes leave this module only through [`Secret::expose`]; no error and no log line has them.
+//! The bytes leave this module only through [`Secret::expose`] and [`Secret::shared`]; no error and no
+//! log line has them, and every copy that is made here is wiped.
 
 use std::fmt;
 use std::fs;
@@ -9,6 +10,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use zeroize::Zeroizing;
+use zproxy_proto::auth;
 use zproxy_proto::limits::{TOKEN_LEN_MAX, TOKEN_LEN_MIN, TOKEN_RANDOM_SIZE};
 
 use crate::{Exit, state};
@@ -19,15 +22,24 @@ pub const VARIABLE: &str = "ZPROXY_TOKEN";
 /// The name of the file in the state directory.
 pub const FILE_NAME: &str = "token";
 
-/// Bytes that must not be shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Vec<u8>);
+/// Bytes that must not be shown, and are wiped when the last copy goes.
+#[derive(Clone)]
+pub struct Secret(Zeroizing<Vec<u8>>);
 
 impl Secret {
     /// The bytes, for the handshake alone.
     #[must_use]
     pub fn expose(&self) -> &[u8] {
         &self.0
+    }
+
+    /// The token as the handshake wants it.
+    ///
+    /// # Errors
+    /// When its length is not that of a token.
+    pub fn shared(&self) -> Result<auth::Token, Exit> {
+        let text = Zeroizing::new(String::from_utf8_lossy(&self.0).into_owned());
+        auth::Token::parse(&text).map_err(|error| Exit::usage(error.to_string()))
     }
 }
 
@@ -142,6 +154,7 @@ pub fn load(source: &TokenSource) -> Result<Token, TokenError> {
         TokenSource::File(path) => load_file(path),
         TokenSource::Variable => {
             let bytes = std::env::var_os(VARIABLE).ok_or(TokenError::Missing)?.into_vec();
+            let bytes = Zeroizing::new(bytes);
             let secret = checked(&bytes, || VARIABLE.to_owned())?;
             Ok(Token { secret, place: TokenPlace::Variable, warnings: Vec::new() })
         }
@@ -169,13 +182,19 @@ pub fn load_or_create(source: &TokenSource, state_dir: &Path) -> Result<Token, T
 
 fn create(path: &Path) -> Result<Token, TokenError> {
     let unstored = |error| TokenError::Unstored(path.to_owned(), error);
-    let mut random = [0u8; TOKEN_RANDOM_SIZE];
-    getrandom::fill(&mut random).map_err(|error| unstored(io::Error::other(error.to_string())))?;
-    let text: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut random = Zeroizing::new([0u8; TOKEN_RANDOM_SIZE]);
+    getrandom::fill(&mut *random).map_err(|error| unstored(io::Error::other(error.to_string())))?;
+    // As large as it gets, so that it never moves and leaves a copy behind.
+    let mut text = Zeroizing::new(Vec::with_capacity(2 * TOKEN_RANDOM_SIZE + 1));
+    for byte in random.iter() {
+        let digit = |value: u8| char::from_digit(value.into(), 16).map_or(b'0', |c| c as u8);
+        text.extend([digit(byte >> 4), digit(byte & 0xf)]);
+    }
+    text.push(b'\n');
     state::ensure_dir(path.parent().unwrap_or(Path::new("."))).map_err(unstored)?;
-    match state::create_atomically(path, format!("{text}\n").as_bytes()) {
+    match state::create_atomically(path, &text) {
         Ok(()) => Ok(Token {
-            secret: Secret(text.into_bytes()),
+            secret: Secret(Zeroizing::new(text.trim_ascii().to_vec())),
             place: TokenPlace::Made(path.to_owned()),
             warnings: Vec::new(),
         }),
@@ -191,7 +210,7 @@ fn load_file(path: &Path) -> Result<Token, TokenError> {
     if about.len() > TOKEN_LEN_MAX as u64 {
         return Err(TokenError::Large(path.to_owned()));
     }
-    let bytes = fs::read(path).map_err(unreadable)?;
+    let bytes = Zeroizing::new(fs::read(path).map_err(unreadable)?);
     let secret = checked(&bytes, || path.display().to_string())?;
     let mut warnings = Vec::new();
     // A pipe (`--token-file <(…)`) has no permissions that mean anything.
@@ -209,7 +228,7 @@ fn checked(bytes: &[u8], place: impl Fn() -> String) -> Result<Secret, TokenErro
     if bytes.len() < TOKEN_LEN_MIN {
         return Err(TokenError::Short(place(), bytes.len()));
     }
-    Ok(Secret(bytes.to_vec()))
+    Ok(Secret(Zeroizing::new(bytes.to_vec())))
 }
 
 #[cfg(test)]
@@ -232,9 +251,10 @@ mod tests {
         assert!(made.secret.expose().len() >= 32);
         let found = load_or_create(&TokenSource::Unnamed, &dir).unwrap();
         assert_eq!(found.place, TokenPlace::File(path.clone()));
-        assert_eq!(found.secret, made.secret);
+        assert_eq!(found.secret.expose(), made.secret.expose());
         assert!(found.warnings.is_empty());
-        assert_eq!(load(&TokenSource::File(path)).unwrap().secret, made.secret);
+        let named = load(&TokenSource::File(path)).unwrap().secret;
+        assert_eq!(named.expose(), made.secret.expose());
     }
 
     /// White space around a token is not part of it, and open permissions are worth a warning.
@@ -274,7 +294,7 @@ mod tests {
             unstored.to_string().contains("--state-dir")
                 || matches!(unstored, TokenError::Unreadable(..))
         );
-        let secret = Secret(b"0123456789abcdef".to_vec());
+        let secret = Secret(Zeroizing::new(b"0123456789abcdef".to_vec()));
         assert_eq!(format!("{secret:?}"), "Secret(…)");
     }
 }

@@ -1,14 +1,38 @@
 //! The shared token, and how both sides prove that they know it without saying it.
 //!
 //! Every value is HMAC-SHA256 over a label and length-delimited fields, so no two kinds of value
-//! can be mistaken for each other and no proof can be reflected. Comparisons take the same time
-//! whatever differs.
+//! can be mistaken for each other and no proof can be reflected.
+//!
+//! Nothing secret has an `==`, so the compiler finds whoever compares in a way that takes longer the
+//! more is right:
+//!
+//! ```compile_fail,E0369
+//! # use zproxy_proto::auth::Mac;
+//! let _ = Mac([0; 32]) == Mac([0; 32]);
+//! ```
+//! ```compile_fail,E0369
+//! # use zproxy_proto::auth::Ticket;
+//! let _ = Ticket([0; 32]) == Ticket([0; 32]);
+//! ```
+//! ```compile_fail,E0369
+//! # use zproxy_proto::auth::Token;
+//! let _ = Token::parse("a-token-of-the-docs") == Token::parse("a-token-of-the-docs");
+//! ```
+//! ```compile_fail,E0369
+//! # fn compare(a: zproxy_proto::auth::SessionKey, b: zproxy_proto::auth::SessionKey) {
+//! let _ = a == b;
+//! # }
+//! ```
+//!
+//! All comparisons go through one function here, which takes the same time whatever differs.
 
 use std::fmt;
 use std::sync::Arc;
 
 use hmac::{Hmac, Mac as _};
 use sha2::Sha256;
+use subtle::ConstantTimeEq;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::hex;
 use crate::id::{ClientId, CtlId, ProxyId, ServerId};
@@ -21,14 +45,11 @@ type HmacSha256 = Hmac<Sha256>;
 #[derive(Clone)]
 pub struct Token(Arc<Secret>);
 
-struct Secret(Vec<u8>);
+type Secret = Zeroizing<Vec<u8>>;
 
-impl Drop for Secret {
-    fn drop(&mut self) {
-        self.0.fill(0);
-        // Without this the compiler may leave the wiping out, because nobody reads the zeros.
-        std::hint::black_box(&self.0);
-    }
+/// The one comparison: it takes the same time whatever differs.
+fn is_same(a: &[u8; 32], b: &[u8; 32]) -> bool {
+    a.ct_eq(b).into()
 }
 
 /// Why a text is not a token.
@@ -64,7 +85,7 @@ impl Token {
         match text.len() {
             0 => Err(TokenError::Empty),
             1..TOKEN_LEN_MIN => Err(TokenError::TooShort),
-            TOKEN_LEN_MIN..=TOKEN_LEN_MAX => Ok(Self(Arc::new(Secret(text.into())))),
+            TOKEN_LEN_MIN..=TOKEN_LEN_MAX => Ok(Self(Arc::new(Secret::new(text.into())))),
             _ => Err(TokenError::TooLong),
         }
     }
@@ -78,7 +99,7 @@ impl Token {
     }
 
     fn mac(&self, label: &str, fields: &[&[u8]]) -> HmacSha256 {
-        mac_over(&self.0.0, label, fields)
+        mac_over(&self.0, label, fields)
     }
 }
 
@@ -114,7 +135,7 @@ impl Ticket {
     /// Whether both are the same; takes the same time whatever differs.
     #[must_use]
     pub fn matches(&self, other: &Self) -> bool {
-        self.0.iter().zip(&other.0).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
+        is_same(&self.0, &other.0)
     }
 }
 
@@ -172,7 +193,7 @@ pub fn gateway_proof(token: &Token, transcript: &Transcript) -> Mac {
 /// Whether `proof` is what a gateway that knows the token says.
 #[must_use]
 pub fn verify_gateway_proof(token: &Token, transcript: &Transcript, proof: &Mac) -> bool {
-    token.mac(GATEWAY, &transcript.fields()).verify_slice(&proof.0).is_ok()
+    is_same(&gateway_proof(token, transcript).0, &proof.0)
 }
 
 /// What a client that knows the token says.
@@ -184,30 +205,29 @@ pub fn client_proof(token: &Token, transcript: &Transcript) -> Mac {
 /// Whether `proof` is what a client that knows the token says.
 #[must_use]
 pub fn verify_client_proof(token: &Token, transcript: &Transcript, proof: &Mac) -> bool {
-    token.mac(CLIENT, &transcript.fields()).verify_slice(&proof.0).is_ok()
+    is_same(&client_proof(token, transcript).0, &proof.0)
 }
 
 /// The key that both sides derive once they have proved themselves.
 #[must_use]
 pub fn session_key(token: &Token, transcript: &Transcript) -> SessionKey {
-    let key = token.mac(SESSION, &transcript.fields()).finalize().into_bytes();
-    SessionKey(Arc::new(Secret(key.to_vec())))
+    let mut key = token.mac(SESSION, &transcript.fields()).finalize().into_bytes();
+    let secret = Secret::new(key.to_vec());
+    key.as_mut_slice().zeroize();
+    SessionKey(Arc::new(secret))
 }
 
 /// The code in an `Attach`.
 #[must_use]
 pub fn attach_mac(key: &SessionKey, ctl_id: CtlId, proxy: ProxyId) -> Mac {
-    Mac(attach(key, ctl_id, proxy).finalize().into_bytes().into())
+    let fields: [&[u8]; 2] = [&ctl_id.0, &proxy.0.to_be_bytes()];
+    Mac(mac_over(&key.0, ATTACH, &fields).finalize().into_bytes().into())
 }
 
 /// Whether `mac` is the code of an `Attach` with these ids.
 #[must_use]
 pub fn verify_attach_mac(key: &SessionKey, ctl_id: CtlId, proxy: ProxyId, mac: &Mac) -> bool {
-    attach(key, ctl_id, proxy).verify_slice(&mac.0).is_ok()
-}
-
-fn attach(key: &SessionKey, ctl_id: CtlId, proxy: ProxyId) -> HmacSha256 {
-    mac_over(&key.0.0, ATTACH, &[&ctl_id.0, &proxy.0.to_be_bytes()])
+    is_same(&attach_mac(key, ctl_id, proxy).0, &mac.0)
 }
 
 fn mac_over(key: &[u8], label: &str, fields: &[&[u8]]) -> HmacSha256 {
@@ -316,5 +336,24 @@ mod tests {
         other[31] = 8;
         assert!(Ticket([7; 32]).matches(&Ticket([7; 32])));
         assert!(!Ticket([7; 32]).matches(&Ticket(other)));
+    }
+
+    /// There is one comparison of secrets in the crate, and it is the constant-time one.
+    #[test]
+    fn one_comparison() {
+        let source = include_str!("auth.rs");
+        let code = source.split("mod tests").next().unwrap();
+        assert_eq!(code.matches(".ct_eq(").count(), 1);
+        assert_eq!(code.matches("is_same(").count(), 5, "its definition and its four uses");
+        for other in [".verify_slice(", " == &", ".0 ==", ".eq("] {
+            assert!(!code.contains(other), "{other}");
+        }
+        let mut right = [7; 32];
+        assert!(is_same(&right, &[7; 32]));
+        for place in 0..32 {
+            right[place] ^= 0x80;
+            assert!(!is_same(&right, &[7; 32]));
+            right[place] ^= 0x80;
+        }
     }
 }

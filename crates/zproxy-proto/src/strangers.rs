@@ -193,10 +193,18 @@ impl<K: Copy> Strangers<K> {
         self.forgive(now);
     }
 
+    /// Whether somebody will have to make room when the next turn ends: take it soon.
+    #[must_use]
+    pub fn is_crowded(&self) -> bool {
+        let largest = self.crowds.last().map_or(0, |(count, ..)| *count);
+        self.len > STRANGERS_MAX || largest > STRANGERS_PER_ORIGIN_MAX
+    }
+
     /// The stranger that must make room, if one must. It has to leave before this is asked again.
     #[must_use]
     pub fn crowded_out(&self) -> Option<K> {
         for (count, Reverse(oldest), origin) in self.crowds.iter().rev() {
+            // What follows is smaller.
             if self.len <= STRANGERS_MAX && *count <= STRANGERS_PER_ORIGIN_MAX {
                 return None;
             }
@@ -318,12 +326,14 @@ mod tests {
         let mut passes: Vec<_> =
             numbers.map(|number| Some(strangers.enter(v4(1), number, NOW))).collect();
         assert_eq!(strangers.crowded_out(), None, "nobody before it was listened to");
+        assert!(strangers.is_crowded());
         strangers.end_turn();
         for (number, place) in (100..103).zip(&mut passes) {
             assert_eq!(strangers.crowded_out(), Some(number));
             strangers.leave(place.take().unwrap(), Left::Failed, NOW);
         }
         assert_eq!(strangers.crowded_out(), None);
+        assert!(!strangers.is_crowded());
         strangers.leave(honest, Left::Known, NOW);
     }
 

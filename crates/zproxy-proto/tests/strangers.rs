@@ -119,6 +119,10 @@ impl World {
         assert!(since.filter(|since| **since < self.turn).count() <= STRANGERS_MAX);
         self.strangers.end_turn();
         self.turn += 1;
+        let is_old = |crowd: &BTreeMap<u64, u64>| crowd.values().any(|since| *since < self.turn);
+        let too_many = |crowd: &&BTreeMap<u64, u64>| crowd.len() > STRANGERS_PER_ORIGIN_MAX;
+        let is_crowded = self.crowds.values().filter(too_many).any(is_old);
+        assert_eq!(self.strangers.is_crowded(), is_crowded || self.there.len() > STRANGERS_MAX);
     }
 
     fn happen(&mut self, event: Event) {

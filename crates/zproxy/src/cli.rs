@@ -10,7 +10,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use serde::Deserialize;
 use zproxy_ops::config::{ConfigError, File};
-use zproxy_ops::flags::{CoreFlags, FlowFlags, HeartbeatFlags, Layers, LogFlags, TokenFlags};
+use zproxy_ops::flags::{
+    CoreFlags, FlowFlags, HeartbeatFlags, Layers, LogFlags, PrivilegeFlags, TokenFlags,
+};
 use zproxy_ops::values::{HostPort, ListenAddr, Port, Seconds};
 use zproxy_ops::{Exit, Machine};
 use zproxy_proto::limits::{CONNECT_TIMEOUT, NAME_LEN_MAX, TUNNELS_PER_CLIENT_MAX};
@@ -111,6 +113,8 @@ struct ServeFlags {
     #[command(flatten)]
     heartbeat: HeartbeatFlags,
     #[command(flatten)]
+    privilege: PrivilegeFlags,
+    #[command(flatten)]
     log: LogFlags,
     #[command(flatten)]
     config: ConfigFlags,
@@ -136,6 +140,8 @@ struct ForwardFlags {
     dial: DialFlags,
     #[command(flatten)]
     flow: FlowFlags,
+    #[command(flatten)]
+    privilege: PrivilegeFlags,
     #[command(flatten)]
     log: LogFlags,
     #[command(flatten)]
@@ -238,6 +244,7 @@ struct Common {
     core: Layers<CoreFlags>,
     dial: Layers<DialFlags>,
     flow: Layers<FlowFlags>,
+    privilege: Layers<PrivilegeFlags>,
     log: Layers<LogFlags>,
 }
 
@@ -280,6 +287,7 @@ fn resolve(flags: ServeFlags, machine: &Machine) -> Result<Settings, Exit> {
         core: Layers::new(flags.core, file.as_mut())?,
         dial: Layers::new(flags.dial, file.as_mut())?,
         flow: Layers::new(flags.flow, file.as_mut())?,
+        privilege: Layers::new(flags.privilege, file.as_mut())?,
         log: Layers::new(flags.log, file.as_mut())?,
     };
     let mut entries = Vec::new();
@@ -300,6 +308,7 @@ fn resolve(flags: ServeFlags, machine: &Machine) -> Result<Settings, Exit> {
         tunnels,
         data: common.core.resolve(machine)?,
         token: token.resolve(PROGRAM, machine)?,
+        privileges: common.privilege.resolve(),
         log: common.log.resolve(machine)?,
         flow: common.flow.resolve(),
         heartbeat: heartbeat.resolve()?,
@@ -377,6 +386,7 @@ fn resolve_forward(flags: ForwardFlags, machine: &Machine) -> Result<ForwardSett
         core: Layers::new(flags.core, file.as_mut())?,
         dial: Layers::new(flags.dial, file.as_mut())?,
         flow: Layers::new(flags.flow, file.as_mut())?,
+        privilege: Layers::new(flags.privilege, file.as_mut())?,
         log: Layers::new(flags.log, file.as_mut())?,
     };
     let mut pairs = Vec::new();
@@ -400,6 +410,7 @@ fn resolve_forward(flags: ForwardFlags, machine: &Machine) -> Result<ForwardSett
     Ok(ForwardSettings {
         forwards: resolve_forwards(if typed.is_empty() { pairs } else { typed }, machine)?,
         data: common.core.resolve(machine)?,
+        privileges: common.privilege.resolve(),
         log: common.log.resolve(machine)?,
         flow: common.flow.resolve(),
         connect_timeout: common.connect_timeout()?,

@@ -9,9 +9,10 @@ use std::time::Duration;
 use zproxy_ops::cores;
 use zproxy_ops::flags::{
     CoreSettings, FlowSettings, HeartbeatSettings, TokenSettings, show_limit, show_log, show_relay,
-    show_token,
+    show_token, show_user,
 };
 use zproxy_ops::logs::LogSettings;
+use zproxy_ops::privileges::Privileges;
 use zproxy_ops::values::HostPort;
 use zproxy_proto::limits::NAME_LEN_MAX;
 
@@ -26,6 +27,8 @@ pub struct Settings {
     pub data: CoreSettings,
     /// The token and the state directory.
     pub token: TokenSettings,
+    /// What the process gives up.
+    pub privileges: Privileges,
     /// Where log lines go.
     pub log: LogSettings,
     /// Limits of time for flows.
@@ -56,6 +59,8 @@ pub struct ForwardSettings {
     pub forwards: Vec<Forward>,
     /// Data cores, backend and relay path.
     pub data: CoreSettings,
+    /// What the process gives up.
+    pub privileges: Privileges,
     /// Where log lines go.
     pub log: LogSettings,
     /// Limits of time for flows.
@@ -136,7 +141,7 @@ impl fmt::Display for Settings {
         writeln!(f, "state-dir = {}", self.token.state_dir.display())?;
         writeln!(f, "heartbeat = {} s", self.heartbeat.interval.as_secs_f64())?;
         writeln!(f, "heartbeat-deadline = {} s", self.heartbeat.deadline.as_secs_f64())?;
-        show_common(f, &self.data, &self.flow, self.connect_timeout, &self.log)
+        show_common(f, &self.data, &self.flow, self.connect_timeout, &self.privileges, &self.log)
     }
 }
 
@@ -146,7 +151,7 @@ impl fmt::Display for ForwardSettings {
         for Forward { listen, to } in &self.forwards {
             writeln!(f, "forward: listen = {listen}, to = {to}")?;
         }
-        show_common(f, &self.data, &self.flow, self.connect_timeout, &self.log)
+        show_common(f, &self.data, &self.flow, self.connect_timeout, &self.privileges, &self.log)
     }
 }
 
@@ -155,6 +160,7 @@ fn show_common(
     data: &CoreSettings,
     flow: &FlowSettings,
     connect_timeout: Duration,
+    privileges: &Privileges,
     log: &LogSettings,
 ) -> fmt::Result {
     writeln!(f, "cores = {}", cores::show(&data.cores))?;
@@ -165,6 +171,8 @@ fn show_common(
     writeln!(f, "drain-timeout = {} s", flow.drain_timeout.as_secs_f64())?;
     writeln!(f, "idle-timeout = {}", show_limit(flow.idle_timeout))?;
     writeln!(f, "half-close-timeout = {}", show_limit(flow.half_close_timeout))?;
+    writeln!(f, "user = {}", show_user(privileges.user.as_ref()))?;
+    writeln!(f, "allow-core-dumps = {}", privileges.allows_core_dumps)?;
     write!(f, "log = {}", show_log(log))
 }
 

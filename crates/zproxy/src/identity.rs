@@ -9,7 +9,6 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use tracing::warn;
 use zproxy_ops::state;
 use zproxy_proto::id::ClientId;
 
@@ -22,6 +21,8 @@ const SHARERS_MAX: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Identity {
     pub(crate) id: ClientId,
+    /// What the operator should know about it.
+    pub(crate) warning: Option<String>,
     _lock: Option<File>,
 }
 
@@ -32,19 +33,19 @@ impl Identity {
         match find(dir) {
             Ok(identity) => identity,
             Err(error) => {
-                warn!(
+                let warning = format!(
                     "the client's id cannot be kept in {}: {error}; after a restart this client \
                      may get other public ports (--state-dir)",
                     dir.display()
                 );
-                Self::fresh(&mut Random::Kernel)
+                Self { warning: Some(warning), ..Self::fresh(&mut Random::Kernel) }
             }
         }
     }
 
     /// An id for the life of this process.
     pub(crate) fn fresh(random: &mut Random) -> Self {
-        Self { id: ClientId::from_random(random.bytes()), _lock: None }
+        Self { id: ClientId::from_random(random.bytes()), warning: None, _lock: None }
     }
 }
 
@@ -58,7 +59,7 @@ fn find(dir: &Path) -> io::Result<Identity> {
         match file.try_lock() {
             Ok(()) => {
                 let id = read_or_write(&file)?;
-                return Ok(Identity { id, _lock: Some(file) });
+                return Ok(Identity { id, warning: None, _lock: Some(file) });
             }
             Err(TryLockError::WouldBlock) => {}
             Err(TryLockError::Error(error)) => return Err(error),
@@ -115,6 +116,8 @@ mod tests {
     fn no_directory_is_no_obstacle() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let dir = file.path().join("state");
-        assert_ne!(Identity::load(&dir).id, Identity::load(&dir).id);
+        let first = Identity::load(&dir);
+        assert_ne!(first.id, Identity::load(&dir).id);
+        assert!(first.warning.is_some_and(|text| text.contains("--state-dir")));
     }
 }

@@ -31,10 +31,11 @@ use std::process::ExitCode;
 
 use zproxy_io::{Epoll, Uring};
 use zproxy_ops::boot::{self, Chosen};
-use zproxy_ops::{Exit, logs};
+use zproxy_ops::{Exit, token};
 
 use cli::{Command, PROGRAM};
 use config::{ForwardSettings, Settings};
+use identity::Identity;
 
 /// Runs the program with the given arguments (the first is the program name).
 pub fn main(args: Vec<OsString>) -> ExitCode {
@@ -49,16 +50,21 @@ fn run(args: Vec<OsString>) -> Result<(), Exit> {
 }
 
 fn serve(settings: &Settings) -> Result<(), Exit> {
-    let _log = logs::start(&settings.log, PROGRAM)?;
+    settings.privileges.prepare()?;
+    let token = token::load(&settings.token.token)?;
+    let identity = Identity::load(&settings.token.state_dir);
+    let _log = settings.privileges.enter(&settings.log, PROGRAM)?;
+    settings.privileges.settle(false);
     boot::prepare_process();
     match boot::choose(settings.data.backend, settings.data.relay)? {
-        Chosen::Uring => control::serve::<Uring>(settings),
-        Chosen::Epoll => control::serve::<Epoll>(settings),
+        Chosen::Uring => control::serve::<Uring>(settings, &token, identity),
+        Chosen::Epoll => control::serve::<Epoll>(settings, &token, identity),
     }
 }
 
 fn forward(settings: &ForwardSettings) -> Result<(), Exit> {
-    let _log = logs::start(&settings.log, PROGRAM)?;
+    settings.privileges.prepare()?;
+    let _log = settings.privileges.enter(&settings.log, PROGRAM)?;
     boot::prepare_process();
     match boot::choose(settings.data.backend, settings.data.relay)? {
         Chosen::Uring => forward::serve::<Uring>(settings),

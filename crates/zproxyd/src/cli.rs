@@ -8,7 +8,9 @@ use clap::{Args, Parser, Subcommand};
 use serde::Deserialize;
 use zproxy_ops::config::File;
 use zproxy_ops::cores::check_one;
-use zproxy_ops::flags::{CoreFlags, FlowFlags, HeartbeatFlags, Layers, LogFlags, TokenFlags};
+use zproxy_ops::flags::{
+    CoreFlags, FlowFlags, HeartbeatFlags, Layers, LogFlags, PrivilegeFlags, TokenFlags,
+};
 use zproxy_ops::values::{BindAddr, Port, PortRange, Seconds};
 use zproxy_ops::{Exit, Machine};
 use zproxy_proto::limits::{BIND_DEADLINE, SESSION_GRACE};
@@ -90,6 +92,8 @@ struct Flags {
     control: ControlFlags,
     #[command(flatten)]
     token: TokenFlags,
+    #[command(flatten)]
+    privilege: PrivilegeFlags,
     #[command(flatten)]
     flow: FlowFlags,
     #[command(flatten)]
@@ -192,6 +196,7 @@ fn resolve(flags: Flags, machine: &Machine) -> Result<Settings, Exit> {
     let core = Layers::new(flags.core, file.as_mut())?;
     let control = Layers::new(flags.control, file.as_mut())?;
     let token = Layers::new(flags.token, file.as_mut())?;
+    let privilege = Layers::new(flags.privilege, file.as_mut())?;
     let flow = Layers::new(flags.flow, file.as_mut())?;
     let heartbeat = Layers::new(flags.heartbeat, file.as_mut())?;
     let wait = Layers::new(flags.wait, file.as_mut())?;
@@ -208,6 +213,7 @@ fn resolve(flags: Flags, machine: &Machine) -> Result<Settings, Exit> {
         public_bind: public_bind.map_or(ctl_addr.ip(), |BindAddr(ip)| ip),
         public_ports: listen.pick(|typed| &typed.public_ports),
         token: token.resolve(PROGRAM, machine)?,
+        privileges: privilege.resolve(),
         log: log.resolve(machine)?,
         flow: flow.resolve(),
         heartbeat: heartbeat.resolve()?,

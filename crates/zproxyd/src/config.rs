@@ -8,9 +8,10 @@ use std::time::Duration;
 use zproxy_ops::cores;
 use zproxy_ops::flags::{
     CoreSettings, FlowSettings, HeartbeatSettings, TokenSettings, show_limit, show_log, show_relay,
-    show_token,
+    show_token, show_user,
 };
 use zproxy_ops::logs::LogSettings;
+use zproxy_ops::privileges::Privileges;
 use zproxy_ops::values::PortRange;
 
 /// Everything the gateway needs to know before it starts. Holds no secret.
@@ -31,6 +32,8 @@ pub struct Settings {
     pub public_ports: Option<PortRange>,
     /// The token and the state directory.
     pub token: TokenSettings,
+    /// What the process gives up.
+    pub privileges: Privileges,
     /// Where log lines go.
     pub log: LogSettings,
     /// Limits of time for flows.
@@ -50,6 +53,12 @@ pub struct Settings {
 pub const UNPRIVILEGED_PORT_MIN: u16 = 1024;
 
 impl Settings {
+    /// Whether clients may ask for any port that needs a capability.
+    #[must_use]
+    pub fn allows_low_public_ports(&self) -> bool {
+        self.public_ports.is_some_and(|range| range.first < UNPRIVILEGED_PORT_MIN)
+    }
+
     /// Whether a client may ask for this public port; 0 (any) always.
     #[must_use]
     pub fn allows_public_port(&self, port: u16) -> bool {
@@ -85,6 +94,8 @@ impl fmt::Display for Settings {
             show_token(&self.token.token, "in the state directory, made if it is missing")
         )?;
         writeln!(f, "state-dir = {}", self.token.state_dir.display())?;
+        writeln!(f, "user = {}", show_user(self.privileges.user.as_ref()))?;
+        writeln!(f, "allow-core-dumps = {}", self.privileges.allows_core_dumps)?;
         writeln!(f, "log = {}", show_log(&self.log))?;
         writeln!(f, "drain-timeout = {}", seconds(self.flow.drain_timeout))?;
         writeln!(f, "idle-timeout = {}", show_limit(self.flow.idle_timeout))?;

@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use zproxy_io::{Epoll, Uring};
 use zproxy_ops::boot::{self, Chosen};
-use zproxy_ops::{Code, Exit, logs};
+use zproxy_ops::{Code, Exit, token};
 
 use cli::Command;
 use config::Settings;
@@ -49,11 +49,13 @@ fn sorted<T: Ord>(items: impl Iterator<Item = T>) -> Vec<T> {
 }
 
 fn run(settings: &Settings) -> Result<(), Exit> {
+    settings.privileges.prepare()?;
+    let found = token::load_or_create(&settings.token.token, &settings.token.state_dir)?;
     // Dropped last, so that the last lines are written.
-    let _guard = logs::start(&settings.log, PROGRAM)?;
+    let _guard = settings.privileges.enter(&settings.log, PROGRAM)?;
     boot::prepare_process();
     match boot::choose(settings.data.backend, settings.data.relay)? {
-        Chosen::Uring => serve::serve::<Uring>(settings),
-        Chosen::Epoll => serve::serve::<Epoll>(settings),
+        Chosen::Uring => serve::serve::<Uring>(settings, found),
+        Chosen::Epoll => serve::serve::<Epoll>(settings, found),
     }
 }

@@ -6,9 +6,8 @@ use std::thread::JoinHandle;
 
 use tracing::{info, warn};
 use zproxy_io::Open;
-use zproxy_ops::token::{self, TokenPlace};
+use zproxy_ops::token::{Token, TokenPlace};
 use zproxy_ops::{Exit, boot, signals};
-use zproxy_proto::auth::Token;
 use zproxy_proto::control::Heartbeat;
 use zproxy_proto::id::ServerId;
 use zproxy_proto::registry::{PortPolicy, PortRange, Registry};
@@ -25,15 +24,14 @@ use crate::worker::{Limits, Worker};
 type Workers<D> = (Vec<Sender<Tell<D>>>, Vec<JoinHandle<()>>);
 
 /// Serves until asked to stop.
-pub(crate) fn serve<D: Open + 'static>(settings: &Settings) -> Result<(), Exit> {
-    let found = token::load_or_create(&settings.token.token, &settings.token.state_dir)?;
+pub(crate) fn serve<D: Open + 'static>(settings: &Settings, found: Token) -> Result<(), Exit> {
     for warning in &found.warnings {
         warn!("{warning}");
     }
-    let text = String::from_utf8_lossy(found.secret.expose()).into_owned();
-    let token = Token::parse(&text).map_err(|error| Exit::usage(error.to_string()))?;
+    let token = found.secret.shared()?;
     let (ctl_listener, ctl_at) = listeners::own::<D>(settings.ctl_addr, "ctl")?;
     let (proxy_listener, proxy_at) = listeners::own::<D>(settings.proxy_addr, "proxy")?;
+    settings.privileges.settle(settings.allows_low_public_ports());
 
     if let Some(cpu) = settings.control_core
         && let Err(error) = zproxy_io::sys::pin_to_cpu(cpu)

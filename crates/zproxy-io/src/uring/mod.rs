@@ -11,6 +11,7 @@ mod ahead;
 mod closing;
 mod entry;
 mod group;
+mod restrict;
 mod ring;
 mod rounds;
 mod simple;
@@ -92,6 +93,7 @@ impl Uring {
     fn with_queues(config: &DriverConfig, queues: Queues) -> Result<Self, RingError> {
         let ring = Ring::new(config.cpu, config.relay == RelayMode::Splice, queues)?;
         let group = Group::register(&ring).map_err(RingError::Buffers)?;
+        ring.enable()?;
         let mut driver = Self {
             ring,
             socks: Table::default(),

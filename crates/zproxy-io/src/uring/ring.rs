@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, squeue, types};
 
+use super::restrict;
 use crate::probe::RingRefusal;
 use crate::{DriverLost, sys};
 
@@ -39,6 +40,8 @@ pub enum RingError {
     /// The group of provided buffers could not be registered (`IORING_REGISTER_PBUF_RING`,
     /// Linux 5.19).
     Buffers(io::Error),
+    /// The ring, all set up, could not be enabled (`IORING_REGISTER_ENABLE_RINGS`, Linux 5.10).
+    Enable(io::Error),
     /// The doorbell could not be made (`eventfd(2)`).
     Doorbell(io::Error),
     /// The kernel does not know an operation that the driver needs.
@@ -55,6 +58,7 @@ impl std::fmt::Display for RingError {
             Self::Buffers(error) => {
                 write!(f, "provided buffers are not available ({error}); use Linux 5.19 or later")
             }
+            Self::Enable(error) => write!(f, "the ring cannot be enabled ({error})"),
             Self::Doorbell(error) => write!(f, "eventfd failed: {error}"),
             Self::Opcode(name) => {
                 write!(f, "this kernel's io_uring lacks {name}; use Linux 5.19 or later")
@@ -107,6 +111,11 @@ impl Ring {
             enters: 0,
             overflows: 0,
         })
+    }
+
+    /// Ends the set-up: from here on operations are taken, those that the driver has.
+    pub(super) fn enable(&self) -> Result<(), RingError> {
+        restrict::enable(&self.ring).map_err(RingError::Enable)
     }
 
     /// The set-up flags that this kernel granted.
@@ -223,6 +232,7 @@ impl Ring {
 fn build(is_chained: bool, queues: Queues) -> io::Result<(IoUring, &'static str)> {
     let mut base = IoUring::builder();
     base.dontfork().setup_clamp().setup_cqsize(queues.completion).setup_submit_all();
+    base.setup_r_disabled();
     let mut deferred = base.clone();
     deferred.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
     let mut lean = deferred.clone();

@@ -128,9 +128,15 @@ pub(crate) type Herald = Box<dyn FnMut(&str)>;
 ///
 /// # Errors
 /// When the gateway refuses this client, or something that the program needs fails.
-pub(crate) fn serve<D: Open + 'static>(settings: &Settings) -> Result<(), Exit> {
-    let token = load_token(settings)?;
-    let identity = Identity::load(&settings.token.state_dir);
+pub(crate) fn serve<D: Open + 'static>(
+    settings: &Settings,
+    token: &token::Token,
+    identity: Identity,
+) -> Result<(), Exit> {
+    for warning in token.warnings.iter().chain(&identity.warning) {
+        warn!("{warning}");
+    }
+    let token = token.secret.shared()?;
     let driver = D::open(&settings.data.control_driver(None))
         .map_err(|error| Exit::failed(format!("the control thread: {error}")))?;
     let mailbox = Mailbox::new(driver.doorbell());
@@ -166,15 +172,6 @@ pub(crate) fn serve<D: Open + 'static>(settings: &Settings) -> Result<(), Exit> 
         herald: Box::new(events::announce),
     });
     control.run()
-}
-
-fn load_token(settings: &Settings) -> Result<auth::Token, Exit> {
-    let found = token::load(&settings.token.token)?;
-    for warning in &found.warnings {
-        warn!("{warning}");
-    }
-    let text = String::from_utf8_lossy(found.secret.expose()).into_owned();
-    auth::Token::parse(&text).map_err(|error| Exit::usage(error.to_string()))
 }
 
 fn host_name() -> wire::Name {

@@ -44,6 +44,9 @@ enum Event {
 /// # Errors
 /// When an address cannot be listened on, or a worker dies.
 pub(crate) fn serve<D: Open + 'static>(settings: &ForwardSettings) -> Result<(), Exit> {
+    let listens = settings.forwards.iter().map(|forward| listen::<D>(forward, settings));
+    let listens = listens.collect::<Result<Vec<_>, _>>()?;
+    settings.privileges.settle(false);
     let (tell, told) = mpsc::channel();
     let wishes = tell.clone();
     signals::watch(move |wish| {
@@ -53,8 +56,6 @@ pub(crate) fn serve<D: Open + 'static>(settings: &ForwardSettings) -> Result<(),
         });
     })
     .map_err(|error| Exit::failed(format!("cannot watch for signals: {error}")))?;
-    let listens = settings.forwards.iter().map(|forward| listen::<D>(forward, settings));
-    let listens = listens.collect::<Result<Vec<_>, _>>()?;
     let workers = start_workers::<D>(settings, &listens, &tell)?;
     drop(tell);
     for (route, (at, handles)) in listens.into_iter().enumerate() {

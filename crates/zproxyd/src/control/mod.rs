@@ -437,7 +437,9 @@ impl<D: Driver> Control<D> {
         let expiry = self.registry.poll_timeout();
         let calm = self.shortage.poll_timeout();
         let parted = self.parting.front().map(|(until, _)| *until);
-        paused.chain(alarm).chain(drain).chain(expiry).chain(calm).chain(parted).min()
+        // Whoever came in this turn is listened to in the next, and then somebody makes room.
+        let crowd = self.strangers.is_crowded().then_some(Duration::ZERO);
+        paused.chain(alarm).chain(drain).chain(expiry).chain(calm).chain(parted).chain(crowd).min()
     }
 
     fn set_alarm(&mut self, key: Key) {
