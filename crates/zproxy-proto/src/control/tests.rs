@@ -144,6 +144,39 @@ fn wrong_token_is_refused() {
     assert!(gateway.poll_event().is_none() && gateway.poll_timeout().is_none());
 }
 
+/// Whatever is wrong about a proof, the gateway's answer is the same to the byte.
+#[test]
+fn every_wrong_proof_has_the_same_answer() {
+    let mut right = client(RIGHT);
+    let hello = right.poll_transmit().unwrap();
+    let mut probe = gateway(RIGHT);
+    probe.handle_bytes(&hello, NOW);
+    right.handle_bytes(&probe.poll_transmit().unwrap(), NOW);
+    let proof = right.poll_transmit().unwrap();
+    let digits = proof.len() - 64 - 2;
+    let mut answers = std::collections::BTreeSet::new();
+    for place in [Some(0), Some(31), Some(63), None] {
+        let mut wrong = proof.clone();
+        match place {
+            Some(place) => {
+                let digit = &mut wrong[digits + place];
+                *digit = if *digit == b'0' { b'1' } else { b'0' };
+            }
+            None => wrong[digits..digits + 64].fill(b'0'),
+        }
+        let mut session = gateway(RIGHT);
+        session.handle_bytes(&hello, NOW);
+        session.poll_transmit().unwrap();
+        session.handle_bytes(&wrong, NOW);
+        assert!(matches!(
+            gateway_end(&mut session),
+            End::Refused { code: RefusedCode::BadToken, .. }
+        ));
+        answers.insert(session.poll_transmit().unwrap());
+    }
+    assert_eq!(answers.len(), 1);
+}
+
 /// A gateway that does not know the token cannot make a client believe it.
 #[test]
 fn unproven_gateway_is_not_believed() {
