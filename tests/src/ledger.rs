@@ -34,6 +34,8 @@ pub struct Ledger {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame {
     sockets: i128,
+    /// Ends that the process was born with, or has kept from the flows before the first look.
+    pipes: usize,
     others: usize,
     threads: usize,
 }
@@ -60,7 +62,8 @@ impl Ledger {
         let control = self.stats.control("socks_opened") - self.stats.control("socks_closed");
         let accounted = i128::from(self.stats.socks() + control);
         let sockets = i128::try_from(self.descriptors.sockets).unwrap_or(i128::MAX) - accounted;
-        Frame { sockets, others: self.descriptors.others, threads: self.threads }
+        let Descriptors { pipes, others, .. } = self.descriptors;
+        Frame { sockets, pipes, others, threads: self.threads }
     }
 
     /// Proxy_conns in the hands of data cores.
@@ -111,11 +114,10 @@ impl Ledger {
         };
         law(leaving == 0, "a proxy_conn settles, or a socket is being closed");
         law(stats.socks() == held, "a socket has no place, or a place no socket");
-        law(self.frame() == frame, "descriptors or threads beside the flows have changed");
-        law(
-            self.descriptors.pipes <= 2 * SPARE_PIPES_MAX * self.cores,
-            "more pipes than spare ones",
-        );
+        let frame_now = Frame { pipes: frame.pipes, ..self.frame() };
+        law(frame_now == frame, "descriptors or threads beside the flows have changed");
+        let spare_pipes = self.descriptors.pipes.saturating_sub(frame.pipes);
+        law(spare_pipes <= 2 * SPARE_PIPES_MAX * self.cores, "more pipes than spare ones");
         law(
             self.conns() <= IDLE_CONNS_MAX * self.cores as u64,
             "more proxy_conns than a pool keeps",

@@ -22,6 +22,7 @@ pub mod programs;
 pub mod rig;
 pub mod scenes;
 pub mod site;
+pub mod soak;
 pub mod stats;
 pub mod visits;
 pub mod wire;

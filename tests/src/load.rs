@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::net::try_connect;
 use crate::pattern::Rng;
 use crate::visits::{Fault, Kind, Visit};
 
@@ -183,10 +184,14 @@ impl Shared {
         while self.begin() {
             let visit = Visit::random(&mut rng, len_max);
             let calm = self.calm();
-            let made = visit.make(public);
+            let mut from = None;
+            let made = try_connect(public).map_err(Fault::Broken).and_then(|conn| {
+                from = conn.local_addr().ok();
+                visit.make_over(&conn)
+            });
             let is_excused = calm.is_none() || calm != self.calm();
             let is_broken = made.is_err();
-            self.end(visit, made, is_excused);
+            self.end(visit, from, made, is_excused);
             if is_broken {
                 self.rest();
             }
@@ -213,7 +218,13 @@ impl Shared {
         !has_ended
     }
 
-    fn end(&self, visit: Visit, made: Result<(), Fault>, is_excused: bool) {
+    fn end(
+        &self,
+        visit: Visit,
+        from: Option<SocketAddr>,
+        made: Result<(), Fault>,
+        is_excused: bool,
+    ) {
         let mut state = self.lock();
         match made {
             Ok(()) => {
@@ -225,7 +236,8 @@ impl Shared {
             Err(_) if state.faults.len() >= FAULTS_MAX => state.faults_untold += 1,
             Err(fault) => {
                 let when = if is_excused { "" } else { " in a calm" };
-                state.faults.push(format!("{visit:?}: {fault:?}{when}"));
+                let from = from.map_or_else(|| "none".to_owned(), |from| from.to_string());
+                state.faults.push(format!("public={from} {visit:?}: {fault:?}{when}"));
             }
         }
         self.open.fetch_sub(1, Ordering::AcqRel);

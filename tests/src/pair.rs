@@ -35,8 +35,13 @@ impl Pair {
     /// Starts both.
     #[must_use]
     pub fn start(world: &World, gateway: GatewayPlan, client: ClientPlan) -> Self {
-        let gateway = gateway.start();
-        Self { gateway, client: client.start(), cores: world.cores_count() }
+        Self::of(world, gateway.start(), client.start())
+    }
+
+    /// Takes two that run already.
+    #[must_use]
+    pub fn of(world: &World, gateway: Gateway, client: Client) -> Self {
+        Self { gateway, client, cores: world.cores_count() }
     }
 
     /// Looks at both programs.

@@ -88,6 +88,11 @@ impl Transcript {
         self.lock().said.iter().filter(|line| matches(line)).cloned().collect()
     }
 
+    /// Forgets the lines so far that match.
+    pub fn forget(&self, matches: impl Fn(&str) -> bool) {
+        self.lock().said.retain(|line| !matches(line));
+    }
+
     /// Everything said so far. After the program has ended: everything it ever said.
     #[must_use]
     pub fn text(&self) -> String {

@@ -9,7 +9,7 @@ use crate::local::LocalServer;
 use crate::netns::{GATEWAY_INSIDE, GATEWAY_OUTSIDE, Net};
 use crate::pair::{Frames, Pair};
 use crate::programs::{ClientPlan, GatewayPlan};
-use crate::visits::{Kind, Visit, inexcusable};
+use crate::visits::{Visit, inexcusable, probe};
 use crate::world::World;
 
 /// Ports of the gateway. Nobody else is in its network, so they need not be looked for.
@@ -18,9 +18,6 @@ pub const CTL_PORT: u16 = 8_090;
 pub const PROXY_PORT: u16 = 8_091;
 /// See [`CTL_PORT`].
 pub const PUBLIC_PORT: u16 = 20_080;
-
-/// A short visit that shows that the way is open.
-const PROBE: Visit = Visit { kind: Kind::Echo, flow: 77, up: 64, down: 2 };
 
 /// The programs at work. Its methods are for the network of the public.
 #[derive(Debug)]
@@ -65,7 +62,7 @@ impl Site {
         let pair = Pair::start(world, gateway, client.local(&local.name()));
         let public = (GATEWAY_OUTSIDE, PUBLIC_PORT).into();
         let site = Self { pair, local, public, net };
-        PROBE.make(site.public).expect("a first visit");
+        probe(site.public).expect("a first visit");
         site
     }
 
@@ -74,7 +71,7 @@ impl Site {
     /// # Panics
     /// When none does in time, or one finds what nothing excuses.
     pub fn expect_service(&self, within: Duration) {
-        eventually("a visit comes to its end", within, || match PROBE.make(self.public) {
+        eventually("a visit comes to its end", within, || match probe(self.public) {
             Ok(()) => true,
             Err(fault) if fault.is_inexcusable() => panic!("{fault:?}"),
             Err(_) => false,

@@ -13,7 +13,9 @@ pub struct Stats {
     lines: Vec<String>,
 }
 
-fn is_stats(line: &str) -> bool {
+/// True for a line of an answer.
+#[must_use]
+pub fn is_stats(line: &str) -> bool {
     line.contains(" stats ") && line.contains("socks_opened=")
 }
 

@@ -101,6 +101,14 @@ impl From<Fault> for std::io::Error {
     }
 }
 
+/// A short visit that shows that the way is open.
+///
+/// # Errors
+/// What kept it from its end.
+pub fn probe(public: SocketAddr) -> Result<(), Fault> {
+    Visit { kind: Kind::Echo, flow: 77, up: 64, down: 2 }.make(public)
+}
+
 /// What a LocalServer has seen that nothing excuses.
 #[must_use]
 pub fn inexcusable(server: &LocalServer) -> Vec<String> {
@@ -112,10 +120,17 @@ impl Visit {
     /// A visit of random kind, with sizes up to `len_max` in the kinds that are not slow.
     #[must_use]
     pub fn random(rng: &mut Rng, len_max: u64) -> Self {
-        let number = usize::try_from(rng.below(Kind::ALL.len() as u64)).expect("small");
-        let (kind, flow) = (Kind::ALL[number], rng.next());
+        let number = usize::try_from(rng.below(2 * Kind::ALL.len() as u64)).expect("small");
+        // The slow kinds take long, so fewer of them are as much; the short ones make the churn.
+        let kind = Kind::ALL.get(number).copied().unwrap_or(match number % 4 {
+            0 => Kind::BothWays,
+            1 => Kind::AskFirst,
+            _ => Kind::Echo,
+        });
+        let flow = rng.next();
         let (up, down) = match kind {
-            Kind::Echo => (1 + rng.below(16_384), 1 + rng.below(50)),
+            // Half of them are one request and one response.
+            Kind::Echo => (1 + rng.below(16_384), 1 + rng.below(2) * rng.below(50)),
             Kind::SlowReader => (rng.below(10_000), rng.below(1 << 20)),
             Kind::SlowWriter => (rng.below(40_000), rng.below(10_000)),
             Kind::Abort => (1 + rng.below(200_000), 1),

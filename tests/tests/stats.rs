@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use zproxy_tests::net::{connect, echo_once, expect_fin, finish};
-use zproxy_tests::{LocalServer, Stats, both_backends, eventually};
+use zproxy_tests::{LocalServer, Pair, Stats, both_backends, eventually};
 
 /// Flows that are open when the programs are asked.
 const FLOWS: usize = 7;
@@ -40,6 +40,24 @@ both_backends! {
         });
         let stats = Stats::of(&mut gateway, threads);
         assert_eq!((stats.control("doors"), stats.control("sessions")), (2, 1));
+    }
+
+    /// The laws that hold at rest are broken by a flow that is open, and by nothing else.
+    fn an_open_flow_breaks_the_law(world) {
+        let local = LocalServer::echo();
+        let gateway = world.gateway().start();
+        let client = world.client(&gateway).local(&local.name()).start();
+        let public = client.public();
+        let mut pair = Pair::of(world, gateway, client);
+        let frames = pair.frames();
+        let flow = connect(public);
+        echo_once(&flow, 1).expect("an echo");
+        let breaches = pair.breaches_at_rest(frames, Duration::ZERO);
+        for wanted in ["Gateway: a flow is left", "Client: a flow is left"] {
+            assert!(breaches.iter().any(|breach| breach == wanted), "{breaches:?}");
+        }
+        drop(flow);
+        pair.expect_rest(frames);
     }
 
     /// `zproxy forward` answers too, and serves on.
