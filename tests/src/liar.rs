@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 use zproxy_proto::auth::{self, Nonce, Ticket, Token};
 use zproxy_proto::control::{ClientConfig, ClientEvent, ClientSession, End};
 use zproxy_proto::id::{ClientId, CtlId, ProxyId};
+use zproxy_proto::lane::{Lane, Notice};
 use zproxy_proto::limits::START_SIZE;
+use zproxy_proto::proxy_conn::Role;
 use zproxy_proto::wire::{
-    Attach, Name, OpenProxy, OpenTunnel, Start, TunnelOpen, TunnelRefused, Welcome,
+    Attach, Attached, Name, OpenProxy, OpenTunnel, Start, TunnelOpen, TunnelRefused, Welcome,
     encode_proxy_opening,
 };
 
@@ -75,6 +77,7 @@ pub struct Liar {
     /// Proxy_conns on which no flow has started, as far as is known.
     pub conns: Vec<(ProxyId, TcpStream)>,
     next_serial: u32,
+    lane: Option<(Lane, TcpStream)>,
 }
 
 impl Liar {
@@ -97,6 +100,7 @@ impl Liar {
             ended: None,
             conns: Vec::new(),
             next_serial: 0,
+            lane: None,
         };
         eventually("the liar is in", ANSWER_DEADLINE, || {
             liar.turn();
@@ -195,6 +199,10 @@ impl Liar {
     }
 
     fn attach_wanted(&mut self, wish: OpenProxy) {
+        if self.lane.is_none() {
+            let (name, conn) = self.dial(Attached::Lane, wish.core);
+            self.lane = Some((Lane::new(Role::Client, name), conn));
+        }
         for _ in 0..wish.count {
             let conn = self.attach(wish.core);
             self.conns.push(conn);
@@ -206,12 +214,36 @@ impl Liar {
     /// # Panics
     /// When it cannot be dialled.
     pub fn attach(&mut self, core: u16) -> (ProxyId, TcpStream) {
-        let proxy = ProxyId::new(core, 0, self.next_serial);
-        self.next_serial += 1;
-        let mut conn = connect(self.proxy);
-        conn.write_all(&self.opening(self.ctl_id(), proxy)).expect("a proxy_conn");
+        let (proxy, conn) = self.dial(Attached::Conn, core);
         conn.set_nonblocking(true).expect("a socket");
         (proxy, conn)
+    }
+
+    fn dial(&mut self, what: Attached, core: u16) -> (ProxyId, TcpStream) {
+        let name = ProxyId::new(core, 0, self.next_serial);
+        self.next_serial += 1;
+        let mut conn = connect(self.proxy);
+        conn.write_all(&self.opening_of(what, self.ctl_id(), name)).expect("an attach");
+        (name, conn)
+    }
+
+    /// Tells the gateway something of a flow.
+    ///
+    /// # Panics
+    /// When there is no lane, or nobody hears it.
+    pub fn tell(&mut self, notice: Notice) {
+        let (lane, conn) = self.lane.as_mut().expect("a lane");
+        lane.push(notice);
+        conn.write_all(&lane.take_outgoing(Vec::new())).expect("a lane that is heard");
+    }
+
+    /// The lane, once a proxy_conn was asked for.
+    ///
+    /// # Panics
+    /// Before that.
+    #[must_use]
+    pub fn lane(&self) -> &TcpStream {
+        &self.lane.as_ref().expect("a lane").1
     }
 
     /// The opening of a proxy_conn with these ids, authenticated with this liar's own key.
@@ -220,9 +252,13 @@ impl Liar {
     /// When it is not logged in.
     #[must_use]
     pub fn opening(&self, ctl_id: CtlId, proxy: ProxyId) -> Vec<u8> {
+        self.opening_of(Attached::Conn, ctl_id, proxy)
+    }
+
+    fn opening_of(&self, what: Attached, ctl_id: CtlId, proxy: ProxyId) -> Vec<u8> {
         let key = self.session.session_key().expect("welcomed");
-        let mac = auth::attach_mac(key, ctl_id, proxy);
-        encode_proxy_opening(&Attach { ctl_id, proxy, mac }).to_vec()
+        let mac = auth::attach_mac(key, what, ctl_id, proxy);
+        encode_proxy_opening(&Attach { what, ctl_id, proxy, mac }).to_vec()
     }
 
     /// The proxy_conn on which a flow starts, and the `Start`.

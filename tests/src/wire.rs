@@ -9,8 +9,13 @@ use std::time::Duration;
 
 use socket2::SockRef;
 
+use zproxy_proto::wire::{Kind, encode_preface};
+
 use crate::programs::Gateway;
 use crate::world::own_loopback;
+
+/// What a lane begins with: preface, kind 3.
+const LANE: [u8; 8] = encode_preface(Kind::Lane);
 
 /// How soon a thread that waits for bytes sees that its connection was cut.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
@@ -39,6 +44,9 @@ struct State {
     cut_below: u64,
     frozen_below: u64,
     next_serial: u64,
+    /// Connections that have said that they are lanes, and not been cut.
+    lanes: Vec<u64>,
+    cut_lanes: Vec<u64>,
     /// The serial of its connection for every thread that still holds one.
     carrying: Vec<u64>,
 }
@@ -78,6 +86,25 @@ impl Wire {
         while state.carrying.iter().any(|serial| *serial < cut_below) {
             state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Aborts every lane that runs through this wire now, of which there must be one, and nothing
+    /// else.
+    pub fn cut_lanes(&self) {
+        let mut state = self.shared.lock();
+        let lanes = std::mem::take(&mut state.lanes);
+        assert!(!lanes.is_empty(), "no lane runs through this wire");
+        state.cut_lanes.extend(&lanes);
+        self.shared.changed.notify_all();
+        while state.carrying.iter().any(|serial| lanes.contains(serial)) {
+            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Lanes that run through this wire now.
+    #[must_use]
+    pub fn lanes(&self) -> usize {
+        self.shared.lock().lanes.len()
     }
 
     /// The network swallows what the present connections send, without a word; new ones work.
@@ -152,6 +179,7 @@ impl Shared {
                 let mut state = shared.lock();
                 let own = state.carrying.iter().position(|held| *held == serial);
                 state.carrying.swap_remove(own.expect("every thread is listed"));
+                state.lanes.retain(|held| *held != serial);
                 shared.changed.notify_all();
             });
         }
@@ -171,6 +199,7 @@ impl Shared {
             let _ = side.set_write_timeout(Some(LOOK_INTERVAL));
         }
         let mut buf = vec![0; 65_536];
+        let mut is_first = true;
         loop {
             let n = match from.read(&mut buf) {
                 Ok(0) if self.may_pass(serial, broken) => {
@@ -181,6 +210,10 @@ impl Shared {
                 Err(why) if is_timeout(&why) => 0,
                 Err(_) => return Ended::Aborted,
             };
+            if is_first && buf[..n].starts_with(&LANE) {
+                self.lock().lanes.push(serial);
+            }
+            is_first &= n == 0;
             if !self.may_pass(serial, broken) || !self.deliver(serial, broken, to, &buf[..n]) {
                 return Ended::Aborted;
             }
@@ -210,7 +243,8 @@ impl Shared {
         while serial < state.frozen_below && serial >= state.cut_below {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        serial >= state.cut_below && !broken.load(Ordering::Acquire)
+        let is_cut = serial < state.cut_below || state.cut_lanes.contains(&serial);
+        !is_cut && !broken.load(Ordering::Acquire)
     }
 }
 

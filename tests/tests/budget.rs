@@ -14,6 +14,8 @@ const MESSAGE_SIZE: usize = 100;
 /// Proxy_conns that may be dialled for all of them. A flow that finds none free doubles the pool of
 /// its data core; 6 were measured, and on a machine under load a flow's conn may come back late.
 const CONNS_MAX: u64 = 64;
+/// Two data cores on either side.
+const LANES: u64 = 4;
 
 /// Whose count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,15 +44,25 @@ const fn budget(who: Who, what: &'static str, uring: u64, epoll: u64) -> Budget 
 /// runs when. One flow at a time leaves little to come home together, so the measured counts are near
 /// the worst case.
 const BUDGETS: &[Budget] = &[
-    // A `Fin` and a `Released` from the client for each flow.
-    budget(GatewayControl, "frames_in", 2 * FLOWS, 2 * FLOWS),
-    // A `Fin` to the client for each flow, and an `OpenProxy` whenever conns are wanted.
-    budget(GatewayControl, "frames_out", FLOWS + CONNS_MAX, FLOWS + CONNS_MAX),
+    // A `Fin` and a `Released` from the client for each flow, and a `Fin` to the client.
+    budget(GatewayCores, "notices_heard", 2 * FLOWS, 2 * FLOWS),
+    budget(GatewayCores, "notices_told", FLOWS, FLOWS),
+    budget(ClientCores, "notices_heard", FLOWS, FLOWS),
+    budget(ClientCores, "notices_told", 2 * FLOWS, 2 * FLOWS),
+    // An `OpenProxy` whenever conns are wanted, and nothing else for flows.
+    budget(GatewayControl, "orders", CONNS_MAX, CONNS_MAX),
     budget(GatewayControl, "proxy_conns", CONNS_MAX, CONNS_MAX),
-    // The public conn, the conns of the pool, and a listener per data core.
-    budget(GatewayCores, "socks_opened", FLOWS + CONNS_MAX + 2, FLOWS + CONNS_MAX + 2),
-    // The local conn and the conns of the pool.
-    budget(ClientCores, "socks_opened", FLOWS + CONNS_MAX, FLOWS + CONNS_MAX),
+    // One from each data core of the client to each of the gateway.
+    budget(GatewayControl, "lanes", LANES, LANES),
+    // The public conn, the conns of the pool, the lanes, and a listener per data core.
+    budget(
+        GatewayCores,
+        "socks_opened",
+        FLOWS + CONNS_MAX + LANES + 2,
+        FLOWS + CONNS_MAX + LANES + 2,
+    ),
+    // The local conn, the conns of the pool and the lanes.
+    budget(ClientCores, "socks_opened", FLOWS + CONNS_MAX + LANES, FLOWS + CONNS_MAX + LANES),
     // The request and the answer, each in one piece, and both copied: too small for a pipe.
     budget(GatewayCores, "rounds_full", 2 * FLOWS, 2 * FLOWS),
     budget(ClientCores, "rounds_full", 2 * FLOWS, 2 * FLOWS),

@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 use std::net::Shutdown;
 use std::time::Duration;
 
+use zproxy_proto::lane::Notice;
 use zproxy_proto::wire::Fin;
 use zproxy_tests::liar::{Claim, Liar};
 use zproxy_tests::net::connect;
@@ -18,7 +19,7 @@ both_backends! {
         let visitor = connect(liar.public());
         let (proxy, conn, start) = liar.await_start();
         visitor.shutdown(Shutdown::Write).expect("a visitor");
-        liar.session.fin(Fin { proxy, flow: start.flow, bytes: 0 });
+        liar.tell(Notice::Fin(Fin { proxy, flow: start.flow, bytes: 0 }));
         // Both ends are announced; what is missing is `Released`, and never comes.
         eventually("the gateway lets go", Duration::from_secs(10), || {
             liar.turn();

@@ -64,6 +64,40 @@ both_backends! {
         }
     }
 
+    /// The lanes are lost in mid-transfer, between a `Fin` and its answer and before either: every byte
+    /// and every FIN arrive all the same, and when there are lanes again flows end over them.
+    fn the_lanes_are_cut_in_mid_transfer(world) {
+        let (rig, road) = Rig::tunnel_by_road(world, &[], &[]);
+        let flows: Vec<Flow> = (0..10).map(|_| rig.flow()).collect();
+        for (flow, number) in flows.iter().zip(0..) {
+            let pattern = Pattern::new(number, Direction::Up);
+            send_pattern(&flow.public, pattern, 100_000).expect("sending");
+            if number % 2 == 0 {
+                finish(&flow.public);
+                receive_pattern(&flow.local, pattern, 0, 100_000).expect("receiving");
+                expect_fin(&flow.local);
+            }
+        }
+        road.proxy.cut_lanes();
+        for (flow, number) in flows.iter().zip(0..) {
+            let pattern = Pattern::new(number, Direction::Up);
+            if number % 2 == 1 {
+                finish(&flow.public);
+                receive_pattern(&flow.local, pattern, 0, 100_000).expect("receiving");
+                expect_fin(&flow.local);
+            }
+            let pattern = Pattern::new(number, Direction::Down);
+            send_pattern(&flow.local, pattern, 300_000).expect("the answer");
+            finish(&flow.local);
+            receive_pattern(&flow.public, pattern, 0, 300_000).expect("the answer");
+            expect_fin(&flow.public);
+        }
+        eventually("there are lanes again", Duration::from_secs(10), || road.proxy.lanes() > 0);
+        for _ in 0..20 {
+            scenes::half_close(&rig, scenes::End::Public, 1_000);
+        }
+    }
+
     /// A flow that was open when the ctl_conn was lost and resumed goes on and ends like any other.
     fn a_flow_outlives_a_resumption(world) {
         let (rig, road) = Rig::tunnel_by_road(world, &[], &[]);

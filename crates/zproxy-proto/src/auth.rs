@@ -37,6 +37,7 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::hex;
 use crate::id::{ClientId, CtlId, ProxyId, ServerId};
 use crate::limits::{TOKEN_LEN_MAX, TOKEN_LEN_MIN, TOKEN_RANDOM_SIZE};
+use crate::wire::{Attach, Attached};
 
 type HmacSha256 = Hmac<Sha256>;
 
@@ -145,7 +146,7 @@ impl fmt::Debug for Ticket {
     }
 }
 
-/// Authenticates the `Attach` of the proxy_conns of one ctl_conn.
+/// Authenticates the `Attach` of what belongs to one ctl_conn.
 #[derive(Clone)]
 pub struct SessionKey(Arc<Secret>);
 
@@ -179,10 +180,11 @@ impl Transcript {
     }
 }
 
-const GATEWAY: &str = "zproxy 1 gateway";
-const CLIENT: &str = "zproxy 1 client";
-const SESSION: &str = "zproxy 1 session";
-const ATTACH: &str = "zproxy 1 attach";
+const GATEWAY: &str = "zproxy 2 gateway";
+const CLIENT: &str = "zproxy 2 client";
+const SESSION: &str = "zproxy 2 session";
+const ATTACH: &str = "zproxy 2 attach";
+const LANE: &str = "zproxy 2 lane";
 
 /// What a gateway that knows the token says.
 #[must_use]
@@ -219,15 +221,19 @@ pub fn session_key(token: &Token, transcript: &Transcript) -> SessionKey {
 
 /// The code in an `Attach`.
 #[must_use]
-pub fn attach_mac(key: &SessionKey, ctl_id: CtlId, proxy: ProxyId) -> Mac {
+pub fn attach_mac(key: &SessionKey, what: Attached, ctl_id: CtlId, proxy: ProxyId) -> Mac {
+    let label = match what {
+        Attached::Conn => ATTACH,
+        Attached::Lane => LANE,
+    };
     let fields: [&[u8]; 2] = [&ctl_id.0, &proxy.0.to_be_bytes()];
-    Mac(mac_over(&key.0, ATTACH, &fields).finalize().into_bytes().into())
+    Mac(mac_over(&key.0, label, &fields).finalize().into_bytes().into())
 }
 
-/// Whether `mac` is the code of an `Attach` with these ids.
+/// Whether the code of an `Attach` is right.
 #[must_use]
-pub fn verify_attach_mac(key: &SessionKey, ctl_id: CtlId, proxy: ProxyId, mac: &Mac) -> bool {
-    is_same(&attach_mac(key, ctl_id, proxy).0, &mac.0)
+pub fn verify_attach_mac(key: &SessionKey, it: &Attach) -> bool {
+    is_same(&attach_mac(key, it.what, it.ctl_id, it.proxy).0, &it.mac.0)
 }
 
 fn mac_over(key: &[u8], label: &str, fields: &[&[u8]]) -> HmacSha256 {
@@ -309,15 +315,23 @@ mod tests {
         }
     }
 
-    /// An attach code is good for its ctl_conn and its proxy id only.
+    /// An attach code is good for its kind, its ctl_conn and its id only.
     #[test]
-    fn attach_codes_cover_both_ids() {
+    fn attach_codes_cover_everything() {
         let key = session_key(&token("the-right-token!"), &transcript());
-        let (ctl, proxy) = (CtlId([5; 16]), ProxyId::new(1, 2, 3));
-        let mac = attach_mac(&key, ctl, proxy);
-        assert!(verify_attach_mac(&key, ctl, proxy, &mac));
-        assert!(!verify_attach_mac(&key, CtlId([6; 16]), proxy, &mac));
-        assert!(!verify_attach_mac(&key, ctl, ProxyId::new(1, 2, 4), &mac));
+        let (ctl_id, proxy) = (CtlId([5; 16]), ProxyId::new(1, 2, 3));
+        for (what, other) in [(Attached::Conn, Attached::Lane), (Attached::Lane, Attached::Conn)] {
+            let mac = attach_mac(&key, what, ctl_id, proxy);
+            let right = Attach { what, ctl_id, proxy, mac };
+            assert!(verify_attach_mac(&key, &right));
+            for wrong in [
+                Attach { what: other, ..right },
+                Attach { ctl_id: CtlId([6; 16]), ..right },
+                Attach { proxy: ProxyId::new(1, 2, 4), ..right },
+            ] {
+                assert!(!verify_attach_mac(&key, &wrong));
+            }
+        }
     }
 
     /// The construction is HMAC-SHA256 over length-delimited fields: a value computed elsewhere.

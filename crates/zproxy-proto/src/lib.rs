@@ -9,6 +9,7 @@
 //! * [`wire`]: prefaces, frames and their decoder.
 //! * [`auth`]: the shared token and what is derived from it.
 //! * [`control`]: the two ends of a ctl_conn.
+//! * [`lane`]: the ends of flows, told between two data cores.
 //! * [`registry`]: who owns which session, tunnel and public port.
 //! * [`proxy_conn`]: the idle ↔ data machine of one proxy_conn.
 //! * [`pool`]: idle proxy_conns and waiting public conns of one client on one data core.
@@ -24,6 +25,7 @@ pub mod backoff;
 pub mod control;
 mod hex;
 pub mod id;
+pub mod lane;
 pub mod limits;
 pub mod pool;
 pub mod proxy_conn;

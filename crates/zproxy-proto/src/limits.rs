@@ -26,6 +26,14 @@ pub const REASON_LEN_MAX: usize = 512;
 pub const VERSIONS_MAX: usize = 16;
 /// Bytes that wait to be sent on one ctl_conn. More: the peer does not read, the ctl_conn is closed.
 pub const CTL_SEND_BACKLOG_MAX: usize = 4 << 20;
+/// Bytes that wait to be sent on one lane. More: the peer does not read, the lane is closed and flows
+/// end in-band.
+pub const LANE_SEND_BACKLOG_MAX: usize = 1 << 20;
+/// Bytes of a lane's frame at most: none but hot frames travel there, the longest is a `Fin`. Longer:
+/// the lane is closed.
+pub const LANE_FRAME_LEN_MAX: usize = 25;
+/// Time after which a lane that was lost, or could not be made, is dialled again.
+pub const LANE_RETRY: Duration = Duration::from_secs(1);
 
 // --- secrets ------------------------------------------------------------------------------------
 

@@ -1,9 +1,9 @@
 //! The idle ↔ data machine of one proxy_conn, for both of its ends.
 //!
 //! A proxy_conn carries one flow at a time and is used again only at quiescence. In-band travel
-//! `Start` and payload; over the ctl_conn travel `Fin`, `Released` and `Abort`. The two are
+//! `Start` and payload; over the lane travel `Fin`, `Released` and `Abort`. The two are
 //! separate TCP streams, so either may overtake the other; that is why ends are announced as
-//! counts. When the ctl_conn is lost, what it may have swallowed is said again in-band by a FIN, and
+//! counts. When the lane is lost, what it may have swallowed is said again in-band by a FIN, and
 //! a proxy_conn on which that happened is closed after its flow.
 //!
 //! The machine moves no bytes. Its owner reports what happened as an [`Input`] and does the
@@ -23,8 +23,8 @@ pub enum Role {
 
 /// Whether frames reach the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Ctl {
-    /// There is a ctl_conn.
+pub enum Reach {
+    /// There is a lane.
     Up,
     /// There is none at the moment.
     Lost,
@@ -58,10 +58,10 @@ pub enum Input {
     PeerReleased(FlowId),
     /// Frame `Abort`.
     PeerAbort(FlowId, AbortCode),
-    /// The ctl_conn is gone, with every frame that had not arrived.
-    CtlLost,
-    /// The session goes on over another ctl_conn.
-    CtlBack,
+    /// The lane is gone, with every frame that had not arrived.
+    LaneLost,
+    /// There is another lane.
+    LaneBack,
     /// A deadline of the owner has passed (idle flow, half-closed flow, settling, aborting).
     Deadline,
     /// The peer sent bytes that are no `Start`.
@@ -75,16 +75,16 @@ pub enum Input {
 pub enum Action {
     /// Write a `Start`, then the payload, into the proxy_conn.
     SendStart(FlowId),
-    /// Send a frame over the ctl_conn.
+    /// Send a notice over the lane.
     SendFin {
         /// The flow whose outbound direction has ended.
         flow: FlowId,
         /// Bytes put into the proxy_conn.
         bytes: u64,
     },
-    /// Send a frame over the ctl_conn.
+    /// Send a notice over the lane.
     SendReleased(FlowId),
-    /// Send a frame over the ctl_conn, and guard the proxy_conn with
+    /// Send a notice over the lane, and guard the proxy_conn with
     /// [`crate::limits::ABORT_DEADLINE`]: the gateway is to close it.
     SendAbort(FlowId, AbortCode),
     /// `shutdown(SHUT_WR)` on the proxy_conn.
@@ -113,7 +113,7 @@ pub enum Why {
     Retired,
     /// Its flow ended well, but with the help of an in-band FIN.
     EndedInBand,
-    /// The ctl_conn was lost before the peer's release arrived.
+    /// The lane was lost before the peer's release arrived.
     ReleaseLost,
     /// The in-band end came so many bytes too early.
     Missing(u64),
@@ -162,8 +162,8 @@ impl std::fmt::Display for Why {
         match self {
             Self::PeerClosed => write!(f, "closed by the peer while idle"),
             Self::Retired => write!(f, "not needed"),
-            Self::EndedInBand => write!(f, "ended without a ctl_conn"),
-            Self::ReleaseLost => write!(f, "the ctl_conn was lost before the release"),
+            Self::EndedInBand => write!(f, "ended without a lane"),
+            Self::ReleaseLost => write!(f, "the lane was lost before the release"),
             Self::Missing(bytes) => write!(f, "{bytes} announced bytes are missing"),
             Self::Violation(Violation::BytesOutOfTurn) => write!(f, "bytes out of turn"),
             Self::Violation(Violation::CountExceeded) => write!(f, "more bytes than announced"),
@@ -196,7 +196,7 @@ pub enum Mode {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ProxyConn {
     role: Role,
-    ctl: Ctl,
+    reach: Reach,
     state: State,
 }
 
@@ -290,8 +290,8 @@ impl Data {
 impl ProxyConn {
     /// A fresh, attached proxy_conn.
     #[must_use]
-    pub fn new(role: Role, ctl: Ctl) -> Self {
-        Self { role, ctl, state: State::Idle(Idle::default()) }
+    pub fn new(role: Role, reach: Reach) -> Self {
+        Self { role, reach, state: State::Idle(Idle::default()) }
     }
 
     /// Where it stands.
@@ -323,7 +323,7 @@ impl ProxyConn {
     /// `Start` likewise, a second `OwnEnd`, counts that shrink or deliver more than was taken.
     pub fn handle(&mut self, input: Input) -> Actions {
         let mut actions = Actions::default();
-        self.note_ctl(input);
+        self.note_lane(input);
         match &mut self.state {
             State::Closed(_) => actions.push(Action::Ignored(Ignored::Closed)),
             State::Idle(_) => self.on_idle(input, &mut actions),
@@ -340,10 +340,10 @@ impl ProxyConn {
         actions
     }
 
-    fn note_ctl(&mut self, input: Input) {
+    fn note_lane(&mut self, input: Input) {
         match input {
-            Input::CtlLost => self.ctl = Ctl::Lost,
-            Input::CtlBack => self.ctl = Ctl::Up,
+            Input::LaneLost => self.reach = Reach::Lost,
+            Input::LaneBack => self.reach = Reach::Up,
             _ => {}
         }
     }
@@ -377,8 +377,8 @@ impl ProxyConn {
             Input::Deadline => self.close_clean(Why::Deadline, actions),
             Input::Retire => self.close_clean(Why::Retired, actions),
             Input::Garbage | Input::Taken(_) => self.violation(Violation::BytesOutOfTurn, actions),
-            // Idle proxy_conns outlive the ctl_conn: `Start` travels in-band.
-            Input::CtlLost | Input::CtlBack => {}
+            // Idle proxy_conns outlive the lane: `Start` travels in-band.
+            Input::LaneLost | Input::LaneBack => {}
             Input::OwnFailed => actions.push(Action::Ignored(Ignored::NoFlow)),
             Input::StartFailed(_) | Input::OwnEnd(_) | Input::Delivered(_) => {
                 unreachable!("{input:?} without a flow")
@@ -414,8 +414,8 @@ impl ProxyConn {
             Input::PeerFin(..) | Input::PeerReleased(_) | Input::PeerAbort(..) => {
                 actions.push(Action::Ignored(Ignored::OtherFlow));
             }
-            Input::CtlLost => self.on_ctl_lost(actions),
-            Input::CtlBack | Input::Retire => {}
+            Input::LaneLost => self.on_lane_lost(actions),
+            Input::LaneBack | Input::Retire => {}
             Input::StartFailed(code) => self.on_start_failed(code, actions),
             Input::OwnFailed => self.close_reset(Why::OwnFailed, actions),
             Input::ProxyFailed => self.close_reset(Why::ProxyFailed, actions),
@@ -433,12 +433,12 @@ impl ProxyConn {
     }
 
     fn on_own_end(&mut self, bytes: u64, actions: &mut Actions) {
-        let ctl = self.ctl;
+        let reach = self.reach;
         let data = self.data();
         assert_eq!(data.out, Outbound::Open, "a source ends once");
         // Once one direction has ended in-band the proxy_conn is not used again, so a frame would
         // win nothing.
-        if ctl == Ctl::Lost || data.used_in_band() {
+        if reach == Reach::Lost || data.used_in_band() {
             data.out = Outbound::InBand;
             actions.push(Action::ShutdownProxyWrite);
         } else {
@@ -516,8 +516,8 @@ impl ProxyConn {
         }
     }
 
-    /// What the lost ctl_conn may have swallowed is said again in-band.
-    fn on_ctl_lost(&mut self, actions: &mut Actions) {
+    /// What the lost lane may have swallowed is said again in-band.
+    fn on_lane_lost(&mut self, actions: &mut Actions) {
         let data = self.data();
         // A release proves that the client has heard of the end.
         if matches!(data.out, Outbound::Announced(_)) && data.release == Release::Awaited {
@@ -528,7 +528,7 @@ impl ProxyConn {
 
     fn on_start_failed(&mut self, code: AbortCode, actions: &mut Actions) {
         assert_eq!(self.role, Role::Client, "a gateway does not dial");
-        if self.ctl == Ctl::Lost {
+        if self.reach == Reach::Lost {
             self.close_reset(Why::StartFailed(code), actions);
             return;
         }
@@ -575,12 +575,12 @@ impl ProxyConn {
                 actions.push(Action::Ignored(Ignored::OtherFlow));
             }
             Input::InBandEof => self.close_clean(Why::PeerClosed, actions),
-            Input::CtlLost => self.close_clean(Why::ReleaseLost, actions),
+            Input::LaneLost => self.close_clean(Why::ReleaseLost, actions),
             Input::Retire => self.close_clean(Why::Retired, actions),
             Input::ProxyFailed => self.close_reset(Why::ProxyFailed, actions),
             Input::Deadline => self.close_reset(Why::Deadline, actions),
             Input::Taken(_) | Input::Garbage => self.violation(Violation::BytesOutOfTurn, actions),
-            Input::CtlBack => {}
+            Input::LaneBack => {}
             Input::OwnFailed => actions.push(Action::Ignored(Ignored::NoFlow)),
             Input::Bind(_)
             | Input::Start(_)
@@ -597,11 +597,11 @@ impl ProxyConn {
                 actions.push(Action::Ignored(ignored));
             }
             // Payload of the flow that nobody will get.
-            Input::Taken(_) | Input::CtlBack => {}
+            Input::Taken(_) | Input::LaneBack => {}
             Input::ProxyFailed => self.close_reset(Why::ProxyFailed, actions),
             // The `Abort` may be lost; a reset says nearly the same. A clean close would not do: the
             // gateway would take it for the end of an empty answer.
-            Input::InBandEof | Input::CtlLost | Input::Deadline | Input::Retire => {
+            Input::InBandEof | Input::LaneLost | Input::Deadline | Input::Retire => {
                 self.close_reset(Why::StartFailed(code), actions);
             }
             Input::Garbage => self.violation(Violation::BytesOutOfTurn, actions),

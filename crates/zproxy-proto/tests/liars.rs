@@ -11,7 +11,7 @@ use zproxy_proto::control::{
 use zproxy_proto::id::{ClientId, CtlId, FlowId, ProxyId, ServerId, TunnelId};
 use zproxy_proto::limits::{HANDSHAKE_DEADLINE, IDLE_CONNS_MAX, OPENING_MAX, WAITING_PUBLICS_MAX};
 use zproxy_proto::pool::{Add, Origin, Pool, Take};
-use zproxy_proto::proxy_conn::{Action, Ctl, Input, Mode, ProxyConn, Role};
+use zproxy_proto::proxy_conn::{Action, Input, Mode, ProxyConn, Reach, Role};
 use zproxy_proto::wire::{
     Abort, AbortCode, Challenge, CloseTunnel, Fin, Frame, GoAway, Hello, Kind, Name, OpenProxy,
     OpenTunnel, Proof, Refused, RefusedCode, Released, Welcome, encode_preface,
@@ -130,7 +130,7 @@ struct Owner {
 impl Owner {
     fn new(role: Role) -> Self {
         Self {
-            machine: ProxyConn::new(role, Ctl::Up),
+            machine: ProxyConn::new(role, Reach::Up),
             role,
             serial: 0,
             taken: 0,
@@ -174,8 +174,8 @@ impl Owner {
             7 | 8 => Input::PeerFin(flow, self.taken.saturating_sub(2) + n),
             9 => Input::PeerReleased(flow),
             10 => Input::PeerAbort(flow, AbortCode::Other(n as u8)),
-            11 => Input::CtlLost,
-            12 => Input::CtlBack,
+            11 => Input::LaneLost,
+            12 => Input::LaneBack,
             13 if n == 0 => Input::Deadline,
             _ => return None,
         };

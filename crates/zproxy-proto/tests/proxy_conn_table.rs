@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use zproxy_proto::id::FlowId;
-use zproxy_proto::proxy_conn::{Ctl, Input, ProxyConn, Role};
+use zproxy_proto::proxy_conn::{Input, ProxyConn, Reach, Role};
 use zproxy_proto::wire::AbortCode;
 
 const SNAPSHOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/snapshots/proxy_conn.txt");
@@ -27,7 +27,7 @@ const fn client(name: &'static str, path: &'static [Input]) -> State {
     State { name, role: Role::Client, path }
 }
 
-use Input::{Bind, CtlLost, Delivered, InBandEof, OwnEnd, PeerFin, PeerReleased, Start, Taken};
+use Input::{Bind, Delivered, InBandEof, LaneLost, OwnEnd, PeerFin, PeerReleased, Start, Taken};
 
 const STATES: &[State] = &[
     gateway("idle", &[]),
@@ -42,8 +42,8 @@ const STATES: &[State] = &[
         "data, the same, released",
         &[Bind(FLOW), OwnEnd(9), Taken(4), Delivered(3), PeerFin(FLOW, 4), PeerReleased(FLOW)],
     ),
-    gateway("data, ctl_conn lost", &[Bind(FLOW), CtlLost]),
-    gateway("data, out ended, ctl_conn lost", &[Bind(FLOW), OwnEnd(9), CtlLost]),
+    gateway("data, lane lost", &[Bind(FLOW), LaneLost]),
+    gateway("data, out ended, lane lost", &[Bind(FLOW), OwnEnd(9), LaneLost]),
     gateway("data, in-band end behind 3 bytes, 0 delivered", &[Bind(FLOW), Taken(3), InBandEof]),
     gateway("settling", &[Bind(FLOW), OwnEnd(9), PeerFin(FLOW, 0)]),
     gateway("closed", &[InBandEof]),
@@ -57,7 +57,7 @@ const STATES: &[State] = &[
         "data, out ended, 4 bytes announced, 4 taken, 3 delivered",
         &[Start(FLOW), OwnEnd(9), Taken(4), Delivered(3), PeerFin(FLOW, 4)],
     ),
-    client("data, ctl_conn lost", &[Start(FLOW), CtlLost]),
+    client("data, lane lost", &[Start(FLOW), LaneLost]),
     client("aborting", &[Start(FLOW), Input::StartFailed(AbortCode::Refused)]),
     client("closed", &[InBandEof]),
 ];
@@ -82,8 +82,8 @@ const INPUTS: &[Input] = &[
     PeerReleased(OTHER),
     Input::PeerAbort(FLOW, AbortCode::Timeout),
     Input::PeerAbort(OTHER, AbortCode::Timeout),
-    CtlLost,
-    Input::CtlBack,
+    LaneLost,
+    Input::LaneBack,
     Input::Deadline,
     Input::Garbage,
     Input::Retire,
@@ -95,7 +95,7 @@ fn table() -> String {
          changes.\n\"!\" marks inputs that the owner must not give there.\n",
     );
     for state in STATES {
-        let mut machine = ProxyConn::new(state.role, Ctl::Up);
+        let mut machine = ProxyConn::new(state.role, Reach::Up);
         for input in state.path {
             machine.handle(*input);
         }

@@ -8,15 +8,15 @@
 #![forbid(unsafe_code)]
 
 mod flow;
+mod line;
 mod mailbox;
-mod outbox;
 mod pump;
 mod shortage;
 mod slots;
 
 pub use flow::{Direction, End, Flow, Heard, Keys, kind};
+pub use line::Line;
 pub use mailbox::{Mailbox, Sender};
-pub use outbox::Outbox;
 pub use pump::{Pump, Side, Step};
 pub use shortage::Shortage;
 pub use slots::{Key, Name, Slots};

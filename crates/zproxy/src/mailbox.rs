@@ -1,9 +1,9 @@
-//! What the control thread and the data cores tell each other. Bytes of flows never do this.
+//! What the control thread and the data cores tell each other. Neither bytes of flows nor their ends do this.
 
 use std::net::SocketAddr;
 
 use zproxy_proto::id::TunnelId;
-use zproxy_proto::wire::{Abort, Attach, Fin, Frame};
+use zproxy_proto::wire::Attach;
 
 /// From the control thread (or the resolver) to a data core.
 #[derive(Debug)]
@@ -12,14 +12,10 @@ pub(crate) enum Tell {
     Dial { to: SocketAddr, attach: Attach },
     /// A `Start` with this id is for the tunnel of this number.
     Tunnel { id: TunnelId, number: usize },
-    /// The peer's direction of a flow has ended.
-    Fin(Fin),
-    /// The peer aborts a flow.
-    Abort(Abort),
-    /// The ctl_conn is gone; flows live on.
+    /// Dial a lane.
+    DialLane { to: SocketAddr, attach: Attach },
+    /// The ctl_conn is gone; what is not attached yet never will be.
     CtlLost,
-    /// The session goes on over another ctl_conn.
-    CtlBack,
     /// The session is over: its flows are reset and its proxy_conns closed.
     SessionOver,
     /// The resolver's answer for the tunnel of this number.
@@ -35,8 +31,8 @@ pub(crate) enum Tell {
 /// To the control thread.
 #[derive(Debug)]
 pub(crate) enum Report {
-    /// Send this to the gateway.
-    Frame(Frame),
+    /// A lane to the gateway's data core was lost, or could not be made.
+    LaneLost { core: usize, gateway_core: u16 },
     /// So many flows are left on a data core that is draining.
     Left { core: usize, flows: usize },
     /// A data core has ended; not well when nobody had asked for it.

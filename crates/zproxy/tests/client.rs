@@ -7,36 +7,30 @@ use std::net::{Shutdown, SocketAddr, TcpListener};
 
 use gateway::*;
 use zproxy_proto::control::GatewayEvent;
-use zproxy_proto::id::FlowId;
-use zproxy_proto::wire::{Abort, AbortCode, Fin, RefusedCode, TunnelRefused, TunnelRefusedCode};
+use zproxy_proto::id::{FlowId, ProxyId};
+use zproxy_proto::lane::Notice;
+use zproxy_proto::wire::{
+    Abort, AbortCode, Fin, RefusedCode, Released, TunnelRefused, TunnelRefusedCode,
+};
 
-fn expect_fin(ctl: &mut Ctl, proxy: &Proxy, flow: FlowId, bytes: u64) {
-    let fin = ctl.until(|event| match event {
-        GatewayEvent::Fin(fin) => Some(fin),
-        _ => None,
-    });
-    assert_eq!(fin, Fin { proxy: proxy.id, flow, bytes });
+fn expect_fin(world: &mut World, proxy: &Proxy, flow: FlowId, bytes: u64) {
+    assert_eq!(world.notice(), Notice::Fin(Fin { proxy: proxy.id, flow, bytes }));
 }
 
-fn expect_released(ctl: &mut Ctl, proxy: &Proxy, flow: FlowId) {
-    let released = ctl.until(|event| match event {
-        GatewayEvent::Released(released) => Some(released),
-        _ => None,
-    });
-    assert_eq!((released.proxy, released.flow), (proxy.id, flow));
+fn expect_released(world: &mut World, proxy: &Proxy, flow: FlowId) {
+    assert_eq!(world.notice(), Notice::Released(Released { proxy: proxy.id, flow }));
 }
 
-fn expect_abort(ctl: &mut Ctl, proxy: &Proxy, flow: FlowId, code: AbortCode) {
-    let abort = ctl.until(|event| match event {
-        GatewayEvent::Abort(abort) => Some(abort),
-        _ => None,
-    });
-    assert_eq!(abort, Abort { proxy: proxy.id, flow, code });
+fn expect_abort(world: &mut World, proxy: &Proxy, flow: FlowId, code: AbortCode) {
+    assert_eq!(world.notice(), Notice::Abort(Abort { proxy: proxy.id, flow, code }));
 }
 
-fn send_fin(ctl: &mut Ctl, proxy: &Proxy, flow: FlowId, bytes: u64) {
-    ctl.session.fin(Fin { proxy: proxy.id, flow, bytes });
-    ctl.flush();
+fn send_fin(world: &mut World, proxy: &Proxy, flow: FlowId, bytes: u64) {
+    world.tell(Notice::Fin(Fin { proxy: proxy.id, flow, bytes }));
+}
+
+fn send_abort(world: &mut World, proxy: &Proxy, flow: FlowId) {
+    world.tell(Notice::Abort(Abort { proxy: proxy.id, flow, code: AbortCode::Reset }));
 }
 
 /// A flow that the public side ends first: bytes both ways, an answer behind the FIN, a release, and
@@ -57,7 +51,7 @@ fn flows_half_close_and_proxy_conns_are_used_again() {
         local.write_all(b"part").unwrap();
         expect(&mut proxy.stream, b"part");
         proxy.stream.write_all(b", more").unwrap();
-        send_fin(&mut ctl, &proxy, flow, 14);
+        send_fin(&mut world, &proxy, flow, 14);
         expect(&mut local, b", more");
         expect_end(&mut local);
         let answer = vec![0xa5; 3_000_000];
@@ -68,24 +62,24 @@ fn flows_half_close_and_proxy_conns_are_used_again() {
         });
         expect(&mut proxy.stream, &answer);
         writing.join().unwrap();
-        expect_fin(&mut ctl, &proxy, flow, 3_000_004);
-        expect_released(&mut ctl, &proxy, flow);
+        expect_fin(&mut world, &proxy, flow, 3_000_004);
+        expect_released(&mut world, &proxy, flow);
 
         let flow = proxy.start(2, b"");
         let mut local = accept(&server);
         local.write_all(b"bye").unwrap();
         local.shutdown(Shutdown::Write).unwrap();
         expect(&mut proxy.stream, b"bye");
-        expect_fin(&mut ctl, &proxy, flow, 3);
+        expect_fin(&mut world, &proxy, flow, 3);
         proxy.stream.write_all(b"late").unwrap();
         expect(&mut local, b"late");
-        send_fin(&mut ctl, &proxy, flow, 4);
+        send_fin(&mut world, &proxy, flow, 4);
         expect_end(&mut local);
-        expect_released(&mut ctl, &proxy, flow);
+        expect_released(&mut world, &proxy, flow);
     });
 }
 
-/// A FIN that overtakes its start is not lost, and a start may come in pieces.
+/// A notice that overtakes its start is not lost, and a start may come in pieces.
 #[test]
 fn early_ends_and_split_starts() {
     on_every_backend(|backend| {
@@ -94,24 +88,27 @@ fn early_ends_and_split_starts() {
         let mut ctl = world.serve();
         let mut proxy = world.proxy(&mut ctl);
         let (flow, bytes) = start(1);
-        send_fin(&mut ctl, &proxy, flow, 0);
-        // The frame has been heard when a later one has had its effect.
+        send_fin(&mut world, &proxy, flow, 0);
         let mut other = world.proxy(&mut ctl);
+        let (aborted, other_bytes) = start(2);
+        send_abort(&mut world, &other, aborted);
+        // Both have been heard when a later one has had its effect.
+        let mut last = world.proxy(&mut ctl);
+        let reset = last.start(3, b"");
+        let local = accept(&server);
+        send_abort(&mut world, &last, reset);
+        expect_reset(&mut last.stream);
+        drop(local);
         for byte in &bytes {
             proxy.stream.write_all(&[*byte]).unwrap();
         }
         let mut local = accept(&server);
         expect_end(&mut local);
         drop(local);
-        expect_fin(&mut ctl, &proxy, flow, 0);
-        expect_released(&mut ctl, &proxy, flow);
+        expect_fin(&mut world, &proxy, flow, 0);
+        expect_released(&mut world, &proxy, flow);
 
-        let (flow, bytes) = start(2);
-        let abort = Abort { proxy: other.id, flow, code: AbortCode::Reset };
-        ctl.session.abort(abort);
-        ctl.flush();
-        let _ = world.proxy(&mut ctl);
-        other.stream.write_all(&bytes).unwrap();
+        other.stream.write_all(&other_bytes).unwrap();
         expect_reset(&mut other.stream);
     });
 }
@@ -135,8 +132,7 @@ fn resets_travel_both_ways() {
         let flow = proxy.start(2, b"x");
         let mut local = accept(&server);
         expect(&mut local, b"x");
-        ctl.session.abort(Abort { proxy: proxy.id, flow, code: AbortCode::Reset });
-        ctl.flush();
+        send_abort(&mut world, &proxy, flow);
         expect_reset(&mut local);
         expect_reset(&mut proxy.stream);
     });
@@ -151,7 +147,7 @@ fn a_refused_dial_is_told() {
         let mut ctl = world.serve();
         let mut proxy = world.proxy(&mut ctl);
         let flow = proxy.start(1, b"payload that nobody gets");
-        expect_abort(&mut ctl, &proxy, flow, AbortCode::Refused);
+        expect_abort(&mut world, &proxy, flow, AbortCode::Refused);
         proxy.stream.shutdown(Shutdown::Write).unwrap();
         expect_reset(&mut proxy.stream);
     });
@@ -176,8 +172,7 @@ fn garbage_closes_one_proxy_conn() {
     });
 }
 
-/// Without a ctl_conn a flow goes on, ends in-band, and idle proxy_conns still serve; the client
-/// comes back with its ticket.
+/// Without a ctl_conn flows go on, begin and end as ever; the client comes back with its ticket.
 #[test]
 fn flows_outlive_the_ctl_conn() {
     on_every_backend(|backend| {
@@ -185,7 +180,7 @@ fn flows_outlive_the_ctl_conn() {
         let mut world = World::start(backend, at);
         let mut ctl = world.serve();
         let (mut proxy, mut idle) = (world.proxy(&mut ctl), world.proxy(&mut ctl));
-        proxy.start(1, b"before");
+        let flow = proxy.start(1, b"before");
         let mut local = accept(&server);
         expect(&mut local, b"before");
         drop(ctl);
@@ -195,24 +190,78 @@ fn flows_outlive_the_ctl_conn() {
         local.write_all(b"answer").unwrap();
         expect(&mut proxy.stream, b"answer");
         local.shutdown(Shutdown::Write).unwrap();
+        expect_fin(&mut world, &proxy, flow, 6);
+        send_fin(&mut world, &proxy, flow, 6);
+        expect_end(&mut local);
+        expect_released(&mut world, &proxy, flow);
+
+        let flow = idle.start(2, b"begun without");
+        let mut local = accept(&server);
+        expect(&mut local, b"begun without");
+        ctl.welcome(true);
+        ctl.open_tunnel("127.0.0.1:2000".parse().unwrap());
+        local.shutdown(Shutdown::Write).unwrap();
+        expect_fin(&mut world, &idle, flow, 0);
+        world.line();
+        assert!(world.lines.try_recv().is_err(), "the address is the same: no news");
+    });
+}
+
+/// Without a lane a flow goes on and ends in-band; the client dials another one, and a flow that
+/// began without it ends over it.
+#[test]
+fn flows_outlive_the_lane() {
+    on_every_backend(|backend| {
+        let (server, at) = local_server();
+        let mut world = World::start(backend, at);
+        let mut ctl = world.serve();
+        let (mut proxy, mut idle) = (world.proxy(&mut ctl), world.proxy(&mut ctl));
+        // Its direction to the gateway has ended when the lane is cut: said again in-band.
+        let flow = proxy.start(1, b"before");
+        let mut local = accept(&server);
+        expect(&mut local, b"before");
+        local.write_all(b"answer").unwrap();
+        local.shutdown(Shutdown::Write).unwrap();
+        expect_fin(&mut world, &proxy, flow, 6);
+        world.cut_lane();
+        expect(&mut proxy.stream, b"answer");
         expect_end(&mut proxy.stream);
         proxy.stream.write_all(b"after").unwrap();
         proxy.stream.shutdown(Shutdown::Write).unwrap();
         expect(&mut local, b"after");
         expect_end(&mut local);
 
-        idle.start(2, b"in-band");
+        let flow = idle.start(2, b"payload");
         let mut local = accept(&server);
-        expect(&mut local, b"in-band");
-        ctl.welcome(true);
-        ctl.open_tunnel("127.0.0.1:2000".parse().unwrap());
+        expect(&mut local, b"payload");
+        world.next_lane(&ctl);
         local.shutdown(Shutdown::Write).unwrap();
-        expect_fin(&mut ctl, &idle, FlowId::new(0, 2), 0);
-        send_fin(&mut ctl, &idle, FlowId::new(0, 2), 7);
+        expect_fin(&mut world, &idle, flow, 0);
+        send_fin(&mut world, &idle, flow, 7);
         expect_end(&mut local);
-        expect_released(&mut ctl, &idle, FlowId::new(0, 2));
-        world.line();
-        assert!(world.lines.try_recv().is_err(), "the address is the same: no news");
+        expect_released(&mut world, &idle, flow);
+    });
+}
+
+/// A gateway that says nonsense on a lane loses it; the client's flows do not notice.
+#[test]
+fn a_lane_with_nonsense_is_closed() {
+    on_every_backend(|backend| {
+        let (server, at) = local_server();
+        let mut world = World::start(backend, at);
+        let mut ctl = world.serve();
+        let mut proxy = world.proxy(&mut ctl);
+        proxy.start(1, b"x");
+        let mut local = accept(&server);
+        expect(&mut local, b"x");
+        let of_others = ProxyId::new(1, 0, 1);
+        let fin = Fin { proxy: of_others, flow: FlowId::new(1, 1), bytes: 0 };
+        world.tell(Notice::Fin(fin));
+        world.cut_lane();
+        world.next_lane(&ctl);
+        local.write_all(b"y").unwrap();
+        expect(&mut proxy.stream, b"y");
+        assert!(world.log().contains("Fin with a number out of range"), "{}", world.log());
     });
 }
 
@@ -229,6 +278,7 @@ fn a_lost_session_takes_its_flows_along() {
         expect(&mut local, b"x");
         drop(ctl);
         let mut ctl = world.accept();
+        world.cut_lane();
         ctl.welcome(false);
         ctl.open_tunnel("127.0.0.1:2001".parse().unwrap());
         expect_reset(&mut local);
@@ -287,13 +337,13 @@ fn sigterm_drains() {
         world.signal("TERM");
         ctl.until(|event| matches!(event, GatewayEvent::GoAway(_)).then_some(()));
         let refused = idle.start(2, b"");
-        expect_abort(&mut ctl, &idle, refused, AbortCode::Shutdown);
+        expect_abort(&mut world, &idle, refused, AbortCode::Shutdown);
         proxy.stream.write_all(b"y").unwrap();
-        send_fin(&mut ctl, &proxy, flow, 2);
+        send_fin(&mut world, &proxy, flow, 2);
         expect(&mut local, b"y");
         expect_end(&mut local);
         drop(local);
-        expect_fin(&mut ctl, &proxy, flow, 0);
+        expect_fin(&mut world, &proxy, flow, 0);
         assert_eq!(world.wait().code(), Some(0));
     });
 }

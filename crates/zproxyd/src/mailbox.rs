@@ -1,9 +1,8 @@
-//! What the control core and the data cores tell each other. Bytes of flows never do this.
+//! What the control core and the data cores tell each other. Neither bytes of flows nor their ends do this.
 
 use zproxy_io::Driver;
 use zproxy_ops::signals::Wish;
 use zproxy_proto::id::{ProxyId, TunnelId};
-use zproxy_proto::wire::Frame;
 
 /// A session of a client, numbered by the control core; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -19,7 +18,7 @@ impl std::fmt::Display for SessionNo {
 pub(crate) enum Tell<D: Driver> {
     /// A session has begun; its ctl_conn is up.
     Session { session: SessionNo, client: String },
-    /// The session's ctl_conn is lost; flows live on.
+    /// The session's ctl_conn is lost; no proxy_conns can be asked for.
     CtlLost { session: SessionNo },
     /// The session goes on over another ctl_conn.
     CtlBack { session: SessionNo },
@@ -31,8 +30,8 @@ pub(crate) enum Tell<D: Driver> {
     TunnelOver { tunnel: TunnelId },
     /// An authenticated proxy_conn.
     Conn { session: SessionNo, proxy: ProxyId, handle: D::Handle },
-    /// A frame of the client about one of its proxy_conns: `Fin`, `Released` or `Abort`.
-    Frame { session: SessionNo, frame: Frame },
+    /// An authenticated lane to the client's data core in its name.
+    Lane { session: SessionNo, name: ProxyId, handle: D::Handle },
     /// No new public connections; report what is left until nothing is.
     Drain,
     /// Log what was counted.
@@ -43,8 +42,6 @@ pub(crate) enum Tell<D: Driver> {
 
 /// From a data core to the control core.
 pub(crate) enum Report {
-    /// Send this to the client (`Fin` or `Abort`).
-    Frame { session: SessionNo, frame: Frame },
     /// Ask the client for so many proxy_conns for this data core.
     Want { session: SessionNo, core: u16, count: u16 },
     /// This data core serves the tunnel, and no older listener of its is open any more: whoever

@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::auth::{self, Nonce, SessionKey, Ticket, Token, Transcript};
-use crate::id::{ClientId, FlowId, ProxyId, TunnelId};
+use crate::id::{ClientId, TunnelId};
 use crate::limits::{DATA_CORES_MAX, HANDSHAKE_DEADLINE};
 use crate::wire::{
-    Abort, Challenge, CloseTunnel, Decoder, Fin, Frame, GoAway, Hello, Kind, Name, OpenProxy,
-    OpenTunnel, Proof, Released, TunnelOpen, TunnelRefused, VERSION, Welcome, encode_preface,
+    Challenge, CloseTunnel, Decoder, Frame, GoAway, Hello, Kind, Name, OpenProxy, OpenTunnel,
+    Proof, TunnelOpen, TunnelRefused, VERSION, Welcome, encode_preface,
 };
 
 use super::heart::{Heart, Pulse};
@@ -45,10 +45,6 @@ pub enum ClientEvent {
     CloseTunnel(TunnelId),
     /// Proxy_conns are wanted. The core is in range; the count is as it came.
     OpenProxy(OpenProxy),
-    /// The gateway's direction of a flow has ended. The cores in the ids are in range.
-    Fin(Fin),
-    /// The gateway aborts a flow. The cores in the ids are in range.
-    Abort(Abort),
     /// The gateway is going to stop.
     GoAway(GoAway),
     /// The ctl_conn is over: close it. The last event.
@@ -195,21 +191,6 @@ impl ClientSession {
         self.send(&Frame::CloseTunnel(CloseTunnel { tunnel }));
     }
 
-    /// The outbound direction of a flow has ended.
-    pub fn fin(&mut self, fin: Fin) {
-        self.send(&Frame::Fin(fin));
-    }
-
-    /// The next `Start` is expected.
-    pub fn released(&mut self, released: Released) {
-        self.send(&Frame::Released(released));
-    }
-
-    /// A flow failed.
-    pub fn abort(&mut self, abort: Abort) {
-        self.send(&Frame::Abort(abort));
-    }
-
     /// The client is going to stop.
     pub fn go_away(&mut self, go_away: GoAway) {
         self.send(&Frame::GoAway(go_away));
@@ -298,21 +279,12 @@ impl ClientSession {
 
     fn on_open_frame(&mut self, frame: Frame, gateway_cores: u16) {
         let name = frame.name();
-        let in_range = |proxy: ProxyId, flow: FlowId| {
-            proxy.client_core() < self.config.data_cores
-                && proxy.gateway_core() < gateway_cores
-                && flow.gateway_core() == proxy.gateway_core()
-        };
         let event = match frame {
             Frame::TunnelOpen(open) => ClientEvent::TunnelOpen(open),
             Frame::TunnelRefused(refused) => ClientEvent::TunnelRefused(refused),
             Frame::CloseTunnel(close) => ClientEvent::CloseTunnel(close.tunnel),
             Frame::OpenProxy(open) if open.core < gateway_cores => ClientEvent::OpenProxy(open),
-            Frame::Fin(fin) if in_range(fin.proxy, fin.flow) => ClientEvent::Fin(fin),
-            Frame::Abort(abort) if in_range(abort.proxy, abort.flow) => ClientEvent::Abort(abort),
-            Frame::OpenProxy(_) | Frame::Fin(_) | Frame::Abort(_) => {
-                return self.end(End::Violation(Violation::OutOfRange(name)));
-            }
+            Frame::OpenProxy(_) => return self.end(End::Violation(Violation::OutOfRange(name))),
             Frame::GoAway(go_away) => ClientEvent::GoAway(go_away),
             Frame::Ping(number) => return self.outgoing.push(&Frame::Pong(number)),
             Frame::Pong(_) => return,

@@ -4,15 +4,14 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::auth::{self, Nonce, SessionKey, Ticket, Token, Transcript};
-use crate::id::{CtlId, FlowId, ProxyId, ServerId, TunnelId};
+use crate::id::{CtlId, ServerId, TunnelId};
 use crate::limits::{
     DATA_CORES_MAX, FRAME_LEN_MAX, HANDSHAKE_DEADLINE, PREFACE_SIZE, STRANGER_FRAME_LEN_MAX,
     VERSIONS_MAX,
 };
 use crate::wire::{
-    Abort, Challenge, CloseTunnel, Decoder, Fin, Frame, GoAway, Hello, Kind, OpenProxy, OpenTunnel,
-    Reason, Refused, RefusedCode, Released, TunnelOpen, TunnelRefused, VERSION, Welcome, WireError,
-    decode_preface,
+    Challenge, CloseTunnel, Decoder, Frame, GoAway, Hello, Kind, OpenProxy, OpenTunnel, Reason,
+    Refused, RefusedCode, TunnelOpen, TunnelRefused, VERSION, Welcome, WireError, decode_preface,
 };
 
 use super::heart::{Heart, Pulse};
@@ -43,12 +42,6 @@ pub enum GatewayEvent {
     OpenTunnel(OpenTunnel),
     /// It does not want a tunnel any more. (The id is as it came: anybody's.)
     CloseTunnel(TunnelId),
-    /// Its direction of a flow has ended. The cores in the ids are in range.
-    Fin(Fin),
-    /// It expects the next `Start`. The cores in the ids are in range.
-    Released(Released),
-    /// It aborts a flow. The cores in the ids are in range.
-    Abort(Abort),
     /// It is going to stop.
     GoAway(GoAway),
     /// The ctl_conn is over: send what is left to send, then close. The last event.
@@ -101,12 +94,10 @@ enum Phase {
     Deciding {
         deadline: Duration,
         key: SessionKey,
-        client_cores: u16,
     },
     Open {
         heart: Heart,
         key: SessionKey,
-        client_cores: u16,
     },
     Ended,
 }
@@ -227,13 +218,12 @@ impl GatewaySession {
     /// # Panics
     /// Except after the event `Authenticated`, as long as the ctl_conn is not over.
     pub fn welcome(&mut self, session: Session, now: Duration) {
-        let Phase::Deciding { key, client_cores, .. } = &self.phase else {
+        let Phase::Deciding { key, .. } = &self.phase else {
             assert!(self.is_ended(), "a welcome answers an Authenticated, once");
             return;
         };
         let heart = Heart::new(self.config.heartbeat, now);
-        let (key, client_cores) = (key.clone(), *client_cores);
-        self.phase = Phase::Open { heart, key, client_cores };
+        self.phase = Phase::Open { heart, key: key.clone() };
         self.decoder.limit_frames(FRAME_LEN_MAX);
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         self.send(&Frame::Welcome(Welcome {
@@ -276,16 +266,6 @@ impl GatewaySession {
     /// Proxy_conns are wanted.
     pub fn open_proxy(&mut self, open: OpenProxy) {
         self.send(&Frame::OpenProxy(open));
-    }
-
-    /// The outbound direction of a flow has ended.
-    pub fn fin(&mut self, fin: Fin) {
-        self.send(&Frame::Fin(fin));
-    }
-
-    /// A flow failed.
-    pub fn abort(&mut self, abort: Abort) {
-        self.send(&Frame::Abort(abort));
     }
 
     /// The gateway is going to stop.
@@ -332,10 +312,10 @@ impl GatewaySession {
         match decode_preface(bytes) {
             Ok(None) => {}
             Ok(Some(Kind::Ctl)) => self.phase = Phase::Hello { deadline: *deadline },
-            Ok(Some(Kind::Proxy)) => {
+            Ok(Some(kind @ (Kind::Proxy | Kind::Lane))) => {
                 let reason = "this is the ctl port, not the proxy port";
                 self.say_refused(RefusedCode::Protocol, reason.into());
-                self.end(End::Violation(WireError::Kind(Kind::Proxy.number()).into()));
+                self.end(End::Violation(WireError::Kind(kind.number()).into()));
             }
             Err(error @ WireError::Version(version)) => {
                 let reason = format!("version {version} is not spoken here, only {VERSION}");
@@ -360,10 +340,7 @@ impl GatewaySession {
                 Frame::Proof(proof) => self.on_proof(&proof.proof),
                 frame => self.violation(Violation::Unexpected(frame.name())),
             },
-            Phase::Open { client_cores, .. } => {
-                let client_cores = *client_cores;
-                self.on_open_frame(frame, client_cores);
-            }
+            Phase::Open { .. } => self.on_open_frame(frame),
             Phase::Deciding { .. } => self.violation(Violation::Unexpected(frame.name())),
             Phase::Preface { .. } | Phase::Ended => unreachable!("no frames in this phase"),
         }
@@ -401,29 +378,15 @@ impl GatewaySession {
         }
         let key = auth::session_key(&self.config.token, transcript);
         let hello = hello.clone();
-        let client_cores = hello.data_cores;
-        self.phase = Phase::Deciding { deadline: *deadline, key, client_cores };
+        self.phase = Phase::Deciding { deadline: *deadline, key };
         self.events.push_back(GatewayEvent::Authenticated(hello));
     }
 
-    fn on_open_frame(&mut self, frame: Frame, client_cores: u16) {
+    fn on_open_frame(&mut self, frame: Frame) {
         let name = frame.name();
-        let in_range = |proxy: ProxyId, flow: FlowId| {
-            proxy.client_core() < client_cores
-                && proxy.gateway_core() < self.config.data_cores
-                && flow.gateway_core() == proxy.gateway_core()
-        };
         let event = match frame {
             Frame::OpenTunnel(open) => GatewayEvent::OpenTunnel(open),
             Frame::CloseTunnel(close) => GatewayEvent::CloseTunnel(close.tunnel),
-            Frame::Fin(fin) if in_range(fin.proxy, fin.flow) => GatewayEvent::Fin(fin),
-            Frame::Released(released) if in_range(released.proxy, released.flow) => {
-                GatewayEvent::Released(released)
-            }
-            Frame::Abort(abort) if in_range(abort.proxy, abort.flow) => GatewayEvent::Abort(abort),
-            Frame::Fin(_) | Frame::Released(_) | Frame::Abort(_) => {
-                return self.violation(Violation::OutOfRange(name));
-            }
             Frame::GoAway(go_away) => GatewayEvent::GoAway(go_away),
             Frame::Ping(number) => return self.outgoing.push(&Frame::Pong(number)),
             Frame::Pong(_) => return,

@@ -90,16 +90,13 @@ fn client_end(client: &mut ClientSession) -> End {
 fn handshake_and_frames() {
     let (mut gateway, mut client) = connected();
     let proxy = ProxyId::new(1, 2, 3);
-    let mac = auth_mac(&client, proxy);
+    let (what, ctl_id) = (Attached::Conn, CtlId([5; 16]));
+    let mac = crate::auth::attach_mac(client.session_key().unwrap(), what, ctl_id, proxy);
     let key = gateway.session_key().unwrap();
-    assert!(crate::auth::verify_attach_mac(key, CtlId([5; 16]), proxy, &mac));
+    assert!(crate::auth::verify_attach_mac(key, &Attach { what, ctl_id, proxy, mac }));
 
-    let flow = FlowId::new(1, 8);
     let name = Name::new("web").unwrap();
     client.open_tunnel(OpenTunnel { name: name.clone(), public_port: 0, last_port: Some(80) });
-    client.fin(Fin { proxy, flow, bytes: 5 });
-    client.released(Released { proxy, flow });
-    client.abort(Abort { proxy, flow, code: AbortCode::Refused });
     client.close_tunnel(TunnelId(3));
     client.go_away(GoAway { reason: "bye".into(), drain_ms: 1 });
     let public = "192.0.2.1:80".parse().unwrap();
@@ -107,8 +104,6 @@ fn handshake_and_frames() {
     let code = TunnelRefusedCode::PortTaken;
     gateway.tunnel_refused(TunnelRefused { name, code, reason: "taken".into() });
     gateway.open_proxy(OpenProxy { core: 1, count: 4 });
-    gateway.fin(Fin { proxy, flow, bytes: 6 });
-    gateway.abort(Abort { proxy, flow, code: AbortCode::Reset });
     gateway.close_tunnel(TunnelId(3));
     gateway.go_away(GoAway { reason: "bye".into(), drain_ms: 1 });
     carry(&mut gateway, &mut client, NOW);
@@ -117,18 +112,13 @@ fn handshake_and_frames() {
     while let Some(event) = gateway.poll_event() {
         heard.push(format!("{event:?}").split('(').next().unwrap().to_owned());
     }
-    assert_eq!(heard, ["OpenTunnel", "Fin", "Released", "Abort", "CloseTunnel", "GoAway"]);
+    assert_eq!(heard, ["OpenTunnel", "CloseTunnel", "GoAway"]);
     let mut heard = Vec::new();
     while let Some(event) = client.poll_event() {
         heard.push(format!("{event:?}").split('(').next().unwrap().to_owned());
     }
-    let expected =
-        ["TunnelOpen", "TunnelRefused", "OpenProxy", "Fin", "Abort", "CloseTunnel", "GoAway"];
+    let expected = ["TunnelOpen", "TunnelRefused", "OpenProxy", "CloseTunnel", "GoAway"];
     assert_eq!(heard, expected);
-}
-
-fn auth_mac(client: &ClientSession, proxy: ProxyId) -> Mac {
-    crate::auth::attach_mac(client.session_key().unwrap(), CtlId([5; 16]), proxy)
 }
 
 /// A client with another token is told so, in words that do not depend on anything, and is no
@@ -256,26 +246,26 @@ fn frames_out_of_phase() {
     assert!(matches!(client_end(&mut client), End::Refused { code: RefusedCode::Protocol, .. }));
 
     let (_, mut client) = connected();
-    let released = Released { proxy: ProxyId::new(0, 0, 1), flow: FlowId::new(0, 1) };
-    client.handle_bytes(&Frame::Released(released).encode(), NOW);
-    assert_eq!(client_end(&mut client), End::Violation(Violation::Unexpected("Released")));
+    let proof = Frame::Proof(Proof { proof: Mac([0; 32]) });
+    client.handle_bytes(&proof.encode(), NOW);
+    assert_eq!(client_end(&mut client), End::Violation(Violation::Unexpected("Proof")));
 }
 
-/// Ids that name a core that does not exist never reach the owner.
+/// What is told of flows travels on lanes only.
+#[test]
+fn notices_do_not_belong_here() {
+    let (mut gateway, mut client) = connected();
+    let (proxy, flow) = (ProxyId::new(0, 0, 1), FlowId::new(0, 1));
+    let fin = Frame::Fin(Fin { proxy, flow, bytes: 1 }).encode();
+    gateway.handle_bytes(&fin, NOW);
+    assert_eq!(gateway_end(&mut gateway), End::Violation(Violation::Unexpected("Fin")));
+    client.handle_bytes(&fin, NOW);
+    assert_eq!(client_end(&mut client), End::Violation(Violation::Unexpected("Fin")));
+}
+
+/// An order for a core that does not exist never reaches the owner.
 #[test]
 fn cores_out_of_range() {
-    for (proxy, flow) in [
-        (ProxyId::new(2, 0, 1), FlowId::new(2, 1)),
-        (ProxyId::new(0, 3, 1), FlowId::new(0, 1)),
-        (ProxyId::new(0, 0, 1), FlowId::new(1, 1)),
-    ] {
-        let (mut gateway, mut client) = connected();
-        let fin = Frame::Fin(Fin { proxy, flow, bytes: 1 }).encode();
-        gateway.handle_bytes(&fin, NOW);
-        assert_eq!(gateway_end(&mut gateway), End::Violation(Violation::OutOfRange("Fin")));
-        client.handle_bytes(&fin, NOW);
-        assert_eq!(client_end(&mut client), End::Violation(Violation::OutOfRange("Fin")));
-    }
     let (_, mut client) = connected();
     client.handle_bytes(&Frame::OpenProxy(OpenProxy { core: 2, count: 1 }).encode(), NOW);
     assert_eq!(client_end(&mut client), End::Violation(Violation::OutOfRange("OpenProxy")));

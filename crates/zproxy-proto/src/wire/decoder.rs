@@ -1,11 +1,11 @@
 //! Cuts a byte stream into frames.
 
-use crate::limits::{FRAME_HEADER_SIZE, FRAME_LEN_MAX};
+use crate::limits::{FRAME_HEADER_SIZE, FRAME_LEN_MAX, LANE_FRAME_LEN_MAX};
 
 use super::WireError;
 use super::frame::{Frame, Type};
 
-/// Holds the bytes of a ctl_conn that are not a whole frame yet: never more than one maximal frame
+/// Holds the bytes of a ctl_conn or a lane that are not a whole frame yet: never more than one maximal frame
 /// plus what was pushed since the last [`Self::next_frame`] that had nothing to give.
 #[derive(Debug)]
 pub struct Decoder {
@@ -24,10 +24,15 @@ impl Default for Decoder {
 }
 
 impl Decoder {
-    /// An empty decoder.
+    /// An empty decoder of a ctl_conn.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty decoder of a lane.
+    pub(crate) fn for_lane() -> Self {
+        Self { frame_len_max: LANE_FRAME_LEN_MAX, ..Self::default() }
     }
 
     /// Frames may have so many bytes behind their length field, from the next one on; at most
@@ -69,7 +74,8 @@ impl Decoder {
                 Ok(None)
             }
             Err(error) => {
-                *self = Self { broken: Some(error), ..Self::default() };
+                let frame_len_max = self.frame_len_max;
+                *self = Self { broken: Some(error), frame_len_max, ..Self::default() };
                 Err(error)
             }
         }

@@ -16,12 +16,13 @@ pub use frame::{
     Refused, Released, TunnelOpen, TunnelRefused, Welcome,
 };
 pub use opening::{
-    Attach, Kind, Start, decode_preface, decode_proxy_opening, encode_preface, encode_proxy_opening,
+    Attach, Attached, Kind, Start, decode_preface, decode_proxy_opening, encode_preface,
+    encode_proxy_opening,
 };
 pub use text::{Name, NameError, Reason};
 
 /// The protocol version of this crate.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// Why bytes are not what the protocol says. Always the peer's doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

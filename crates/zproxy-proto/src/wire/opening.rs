@@ -9,13 +9,15 @@ use super::{VERSION, WireError};
 const MAGIC: [u8; 4] = *b"ZPXY";
 const START_MAGIC: [u8; 4] = *b"ZST1";
 
-/// The two kinds of connection between the programs.
+/// The kinds of connection between the programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A ctl_conn.
     Ctl,
     /// A proxy_conn.
     Proxy,
+    /// A lane.
+    Lane,
 }
 
 impl Kind {
@@ -23,13 +25,14 @@ impl Kind {
         match self {
             Self::Ctl => 1,
             Self::Proxy => 2,
+            Self::Lane => 3,
         }
     }
 }
 
 /// The first bytes of a connection.
 #[must_use]
-pub fn encode_preface(kind: Kind) -> [u8; PREFACE_SIZE] {
+pub const fn encode_preface(kind: Kind) -> [u8; PREFACE_SIZE] {
     let [a, b, c, d] = MAGIC;
     [a, b, c, d, VERSION, kind.number(), 0, 0]
 }
@@ -49,6 +52,7 @@ pub fn decode_preface(bytes: &[u8]) -> Result<Option<Kind>, WireError> {
     let kind = match bytes.get(5) {
         Some(1) => Kind::Ctl,
         Some(2) => Kind::Proxy,
+        Some(3) => Kind::Lane,
         Some(&other) => return Err(WireError::Kind(other)),
         None => return Ok(None),
     };
@@ -58,39 +62,61 @@ pub fn decode_preface(bytes: &[u8]) -> Result<Option<Kind>, WireError> {
     Ok((bytes.len() >= PREFACE_SIZE).then_some(kind))
 }
 
-/// Follows the preface of a proxy_conn: whose it is, and proof that it is.
+/// What attaches to a session on the proxy port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Attached {
+    /// A proxy_conn.
+    Conn,
+    /// A lane.
+    Lane,
+}
+
+impl Attached {
+    const fn kind(self) -> Kind {
+        match self {
+            Self::Conn => Kind::Proxy,
+            Self::Lane => Kind::Lane,
+        }
+    }
+}
+
+/// Follows the preface of a proxy_conn or of a lane: whose it is, and proof that it is.
 #[derive(Clone, Copy, Debug)]
 pub struct Attach {
+    /// What it is, as the preface says.
+    pub what: Attached,
     /// The ctl_conn whose session key made the code.
     pub ctl_id: CtlId,
-    /// The name of the proxy_conn; it names the gateway's data core, too.
+    /// The name of the proxy_conn. A lane is named in the same way, of the same serials: the name
+    /// tells the two data cores, and can be used once.
     pub proxy: ProxyId,
-    /// [`crate::auth::attach_mac`] over both.
+    /// [`crate::auth::attach_mac`] over all of it.
     pub mac: Mac,
 }
 
-/// Everything a client sends on a proxy_conn before the first flow.
+/// Everything a client sends on a proxy_conn before the first flow, on a lane before the first frame.
 #[must_use]
 pub fn encode_proxy_opening(attach: &Attach) -> [u8; PROXY_OPENING_SIZE] {
     let mut bytes = [0; PROXY_OPENING_SIZE];
-    bytes[..8].copy_from_slice(&encode_preface(Kind::Proxy));
+    bytes[..8].copy_from_slice(&encode_preface(attach.what.kind()));
     bytes[8..24].copy_from_slice(&attach.ctl_id.0);
     bytes[24..32].copy_from_slice(&attach.proxy.0.to_be_bytes());
     bytes[32..].copy_from_slice(&attach.mac.0);
     bytes
 }
 
-/// Reads what a proxy_conn opens with from all bytes that it has sent so far. `None` means that
+/// Reads what a proxy_conn or a lane opens with from the first bytes that it has sent. `None` means that
 /// more must come.
 ///
 /// # Errors
-/// At the first wrong byte, and when anything comes behind.
+/// At the first wrong byte, and when there are more bytes than an opening has.
 pub fn decode_proxy_opening(bytes: &[u8]) -> Result<Option<Attach>, WireError> {
-    match decode_preface(bytes)? {
+    let what = match decode_preface(bytes)? {
         None => return Ok(None),
         Some(Kind::Ctl) => return Err(WireError::Kind(Kind::Ctl.number())),
-        Some(Kind::Proxy) => {}
-    }
+        Some(Kind::Proxy) => Attached::Conn,
+        Some(Kind::Lane) => Attached::Lane,
+    };
     let body = &bytes[PREFACE_SIZE..];
     if body.len() > ATTACH_SIZE {
         return Err(WireError::Trailing);
@@ -99,6 +125,7 @@ pub fn decode_proxy_opening(bytes: &[u8]) -> Result<Option<Attach>, WireError> {
     let Some((proxy, rest)) = rest.split_first_chunk::<8>() else { return Ok(None) };
     let Some(mac) = rest.first_chunk::<32>() else { return Ok(None) };
     Ok(Some(Attach {
+        what,
         ctl_id: CtlId(*ctl_id),
         proxy: ProxyId(u64::from_be_bytes(*proxy)),
         mac: Mac(*mac),
@@ -151,7 +178,7 @@ mod tests {
     /// A preface is recognised exactly when it is complete, and wrong at its first wrong byte.
     #[test]
     fn preface_is_right_byte_by_byte() {
-        for kind in [Kind::Ctl, Kind::Proxy] {
+        for kind in [Kind::Ctl, Kind::Proxy, Kind::Lane] {
             let right = encode_preface(kind);
             for len in 0..8 {
                 assert_eq!(decode_preface(&right[..len]), Ok(None));
@@ -165,22 +192,25 @@ mod tests {
             }
         }
         assert_eq!(decode_preface(b"GET / HTTP/1.1\r\n"), Err(WireError::Magic));
-        assert_eq!(decode_preface(b"ZPXY\x02"), Err(WireError::Version(2)));
+        assert_eq!(decode_preface(b"ZPXY\x01"), Err(WireError::Version(1)));
     }
 
     /// An opening comes back as it went out, wherever it is cut, and nothing may follow it.
     #[test]
     fn proxy_opening_round_trip() {
-        let attach =
-            Attach { ctl_id: CtlId([1; 16]), proxy: ProxyId::new(3, 4, 5), mac: Mac([6; 32]) };
-        let mut bytes = encode_proxy_opening(&attach).to_vec();
-        for len in 0..bytes.len() {
-            assert!(decode_proxy_opening(&bytes[..len]).unwrap().is_none());
+        for what in [Attached::Conn, Attached::Lane] {
+            let (ctl_id, proxy) = (CtlId([1; 16]), ProxyId::new(3, 4, 5));
+            let attach = Attach { what, ctl_id, proxy, mac: Mac([6; 32]) };
+            let mut bytes = encode_proxy_opening(&attach).to_vec();
+            for len in 0..bytes.len() {
+                assert!(decode_proxy_opening(&bytes[..len]).unwrap().is_none());
+            }
+            let read = decode_proxy_opening(&bytes).unwrap().unwrap();
+            assert_eq!((read.what, read.ctl_id, read.proxy), (what, ctl_id, proxy));
+            assert_eq!(read.mac.0, [6; 32]);
+            bytes.push(0);
+            assert_eq!(decode_proxy_opening(&bytes).unwrap_err(), WireError::Trailing);
         }
-        let read = decode_proxy_opening(&bytes).unwrap().unwrap();
-        assert_eq!((read.ctl_id, read.proxy, read.mac.0), (attach.ctl_id, attach.proxy, [6; 32]));
-        bytes.push(0);
-        assert_eq!(decode_proxy_opening(&bytes).unwrap_err(), WireError::Trailing);
         assert!(decode_proxy_opening(&encode_preface(Kind::Ctl)).is_err());
     }
 

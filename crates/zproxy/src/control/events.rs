@@ -6,15 +6,12 @@ use std::net::SocketAddr;
 use tracing::{error, info, warn};
 use zproxy_io::Driver;
 use zproxy_ops::Exit;
-use zproxy_proto::auth;
 use zproxy_proto::control::{ClientEvent, End};
-use zproxy_proto::id::ProxyId;
-use zproxy_proto::limits::DIALS_MAX;
-use zproxy_proto::wire::{Attach, OpenProxy, RefusedCode, Welcome};
+use zproxy_proto::wire::{RefusedCode, Welcome};
 
+use super::Control;
 use super::link::{Door, Link};
 use super::tunnels::Answer;
-use super::{Control, Phase};
 use crate::identity::Identity;
 use crate::mailbox::Tell;
 
@@ -62,12 +59,6 @@ impl<D: Driver> Control<'_, D> {
                 }
             }
             ClientEvent::OpenProxy(open) => self.open_proxies(open),
-            ClientEvent::Fin(fin) => {
-                self.tell_core_of(fin.proxy, Tell::Fin(fin));
-            }
-            ClientEvent::Abort(abort) => {
-                self.tell_core_of(abort.proxy, Tell::Abort(abort));
-            }
             ClientEvent::GoAway(go_away) => {
                 info!("the gateway is going to stop: {}", go_away.reason);
             }
@@ -83,10 +74,8 @@ impl<D: Driver> Control<'_, D> {
         let gateway = ctl.gateway;
         let verb = if welcome.resumed { "resumed" } else { "opened" };
         info!("gateway={gateway} ctl={} session={} {verb}", welcome.ctl_id, welcome.epoch);
-        match (welcome.resumed, self.ticket) {
-            (true, _) => self.tell_all(|| Tell::CtlBack),
-            (false, Some(_)) => self.end_session(),
-            (false, None) => {}
+        if !welcome.resumed && self.ticket.is_some() {
+            self.end_session();
         }
         self.ticket = Some(welcome.ticket);
         self.backoff.reset();
@@ -99,39 +88,10 @@ impl<D: Driver> Control<'_, D> {
     fn end_session(&mut self) {
         self.ticket = None;
         self.tell_all(|| Tell::SessionOver);
+        self.lanes.clear();
         for core in &mut self.cores {
             core.serial = 0;
         }
-    }
-
-    /// Orders proxy_conns, spread over the data cores.
-    fn open_proxies(&mut self, wanted: OpenProxy) {
-        let Link::Up(ctl) = &self.link else { unreachable!("it has just spoken") };
-        let (Some(door), Some(key)) = (ctl.door, ctl.session.session_key()) else { return };
-        if self.phase != Phase::Serving {
-            return;
-        }
-        // More than that the data cores would not dial. The gateway asks again.
-        let count = usize::from(wanted.count).min(DIALS_MAX * self.cores.len());
-        for _ in 0..count {
-            let number = self.next_core;
-            self.next_core = (number + 1) % self.cores.len();
-            let core = &mut self.cores[number];
-            // A session that lives through 2^32 proxy_conns of one data core gets no more of them;
-            // the gateway would refuse a number that it has seen.
-            let Some(next) = core.serial.checked_add(1) else { continue };
-            core.serial = next;
-            let client_core = u16::try_from(number).expect("the settings bound data cores");
-            let proxy = ProxyId::new(wanted.core, client_core, next);
-            let mac = auth::attach_mac(key, door.ctl_id, proxy);
-            let attach = Attach { ctl_id: door.ctl_id, proxy, mac };
-            core.letters.push(Tell::Dial { to: door.at, attach });
-        }
-    }
-
-    /// The session has checked that the core exists.
-    fn tell_core_of(&mut self, proxy: ProxyId, letter: Tell) {
-        self.cores[usize::from(proxy.client_core())].letters.push(letter);
     }
 
     /// The session machine has ended the ctl_conn.

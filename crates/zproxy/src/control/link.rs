@@ -8,7 +8,7 @@ use zproxy_io::{Driver, Ending, Op, Outcome, Sock};
 use zproxy_proto::auth::Nonce;
 use zproxy_proto::control::{ClientConfig, ClientSession, Heartbeat};
 use zproxy_proto::id::CtlId;
-use zproxy_proto::wire::{Frame, GoAway};
+use zproxy_proto::wire::GoAway;
 use zproxy_relay::{Key, Name};
 
 use super::{CONNECT, Control, Phase, RECV, SEND, lost_by};
@@ -214,15 +214,6 @@ impl<D: Driver> Control<'_, D> {
             Outcome::Failed(_) => {}
             other => unreachable!("not the result of a send: {other:?}"),
         }
-    }
-
-    pub(super) fn send_frame(&mut self, frame: Frame) {
-        self.link.with_session(|session| match frame {
-            Frame::Fin(fin) => session.fin(fin),
-            Frame::Released(released) => session.released(released),
-            Frame::Abort(abort) => session.abort(abort),
-            other => unreachable!("data cores do not send {}", other.name()),
-        });
     }
 
     /// One send at a time; what comes meanwhile waits in the session, which bounds it.

@@ -5,6 +5,7 @@
 
 mod events;
 mod link;
+mod orders;
 mod tunnels;
 
 use std::time::Duration;
@@ -25,6 +26,7 @@ use crate::random::Random;
 use crate::resolver::Resolver;
 use crate::worker::{Plan, Worker};
 use link::Link;
+use orders::Lanes;
 use tunnels::Tunnels;
 
 const CONNECT: u8 = 0;
@@ -102,6 +104,7 @@ pub(crate) struct Control<'a, D: Driver> {
     cores: Vec<Core>,
     /// The data core that gets the next proxy_conn.
     next_core: usize,
+    lanes: Lanes,
     tunnels: Tunnels,
     link: Link,
     backoff: Backoff,
@@ -230,6 +233,7 @@ impl<'a, D: Driver> Control<'a, D> {
             name: parts.name,
             cores: parts.cores,
             next_core: 0,
+            lanes: Lanes::default(),
             tunnels: Tunnels::new(&parts.settings.tunnels),
             link: Link::Resting(now),
             backoff: Backoff::new(),
@@ -312,7 +316,7 @@ impl<'a, D: Driver> Control<'a, D> {
         self.mailbox.take(&mut letters);
         for letter in letters {
             match letter {
-                Report::Frame(frame) => self.send_frame(frame),
+                Report::LaneLost { core, gateway_core } => self.on_lane_lost(core, gateway_core),
                 Report::Left { core, flows } => self.cores[core].left = Some(flows),
                 Report::Ended { core, is_well } => {
                     self.cores[core].is_running = false;
@@ -405,7 +409,8 @@ impl<'a, D: Driver> Control<'a, D> {
             Phase::Stopping { until } | Phase::Leaving { until } => Some(until),
         };
         let retry = self.tunnels.next_retry().filter(|_| self.is_welcomed());
-        [self.link.deadline(), phase, retry].into_iter().flatten().min()
+        let lanes = self.lanes.next_retry().filter(|_| self.is_welcomed());
+        [self.link.deadline(), phase, retry, lanes].into_iter().flatten().min()
     }
 
     fn on_time(&mut self) -> Result<(), Exit> {
@@ -416,6 +421,7 @@ impl<'a, D: Driver> Control<'a, D> {
             for open in self.tunnels.ask_due(now) {
                 self.link.with_session(|session| session.open_tunnel(open));
             }
+            self.retry_lanes(now);
         }
         Ok(())
     }

@@ -5,16 +5,15 @@ use std::net::SocketAddr;
 use tracing::{debug, info, trace, warn};
 use zproxy_io::{Driver, Ending, Fault, Lease, Op, Outcome, Sock};
 use zproxy_proto::id::ProxyId;
+use zproxy_proto::lane::Notice;
 use zproxy_proto::limits::{DIALS_MAX, START_SIZE};
-use zproxy_proto::proxy_conn::{Action, Ctl, Input, ProxyConn, Role, Why};
-use zproxy_proto::wire::{
-    Abort, AbortCode, Attach, Fin, Frame, Released, Start, encode_proxy_opening,
-};
+use zproxy_proto::proxy_conn::{Action, Input, ProxyConn, Role, Why};
+use zproxy_proto::wire::{Abort, AbortCode, Attach, Fin, Released, Start, encode_proxy_opening};
 use zproxy_relay::{Key, Name, kind};
 
+use super::lanes::Haste;
 use super::{CONNECT_PROXY, OPENING, Phase, Worker};
 use crate::flows::why_ended;
-use crate::mailbox::Report;
 
 /// A proxy_conn.
 pub(super) struct Conn {
@@ -128,14 +127,16 @@ impl<D: Driver> Worker<D> {
     }
 
     pub(super) fn on_proxy_connected(&mut self, key: Key, outcome: &Outcome) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
+        let Some(proxy) = self.conns.get(key).map(|conn| conn.proxy) else { return };
+        let reach = self.reach_of(proxy);
+        let conn = self.conns.get_mut(key).expect("it was there a moment ago");
         let State::Connecting(attach) = &conn.state else {
             unreachable!("a proxy_conn is connected once")
         };
         match outcome {
             Outcome::Connected => {
                 let buf = encode_proxy_opening(attach).to_vec();
-                let machine = ProxyConn::new(Role::Client, Ctl::Up);
+                let machine = ProxyConn::new(Role::Client, reach);
                 conn.state = State::Connected { machine, work: Work::Opening };
                 let token = Name { kind: OPENING, key }.token();
                 self.driver.submit(token, Op::Send { sock: conn.sock, buf });
@@ -167,7 +168,7 @@ impl<D: Driver> Worker<D> {
         self.drop_conn(key, Ending::Reset);
     }
 
-    fn note_unreachable(&mut self, fault: Fault) {
+    pub(super) fn note_unreachable(&mut self, fault: Fault) {
         if !std::mem::replace(&mut self.is_proxy_unreachable, true) {
             warn!("thread=data-{} proxy_conns cannot be opened: {fault}", self.core);
         }
@@ -264,15 +265,16 @@ impl<D: Driver> Worker<D> {
         let proxy = conn.proxy;
         match action {
             Action::SendStart(_) => unreachable!("a gateway's action"),
-            Action::SendFin { flow, bytes } => self.send(Frame::Fin(Fin { proxy, flow, bytes })),
+            Action::SendFin { flow, bytes } => {
+                self.tell(Notice::Fin(Fin { proxy, flow, bytes }), Haste::Urgent);
+            }
             Action::SendReleased(flow) => {
                 // The gateway has other idle proxy_conns; this one is not missed for a moment.
-                let frame = Frame::Released(Released { proxy, flow });
-                self.reports.push_patient(Report::Frame(frame), self.driver.now());
+                self.tell(Notice::Released(Released { proxy, flow }), Haste::Patient);
             }
             Action::SendAbort(flow, code) => {
                 self.aborts.set(key, self.driver.now());
-                self.send(Frame::Abort(Abort { proxy, flow, code }));
+                self.tell(Notice::Abort(Abort { proxy, flow, code }), Haste::Urgent);
             }
             Action::ShutdownProxyWrite => self.driver.shutdown_write(conn.sock),
             Action::EndInbound => {
@@ -292,10 +294,6 @@ impl<D: Driver> Worker<D> {
             Action::CloseReset(why) => self.reset_conn(key, why),
             Action::Ignored(ignored) => trace!("proxy={proxy} ignored: {ignored:?}"),
         }
-    }
-
-    fn send(&mut self, frame: Frame) {
-        self.reports.push(Report::Frame(frame));
     }
 
     fn reset_conn(&mut self, key: Key, why: Why) {

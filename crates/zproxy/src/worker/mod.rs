@@ -3,11 +3,13 @@
 //! A proxy_conn (`conns`) always has a fill outstanding: in idle mode it brings the next `Start`, in
 //! data mode it is the first step of the inbound pump. [`ProxyConn`] decides what its modes mean.
 //! A flow (`flows`) lives from its `Start` to its end, beside its proxy_conn: operations on the local
-//! conn are named by the flow, those that wait on the proxy_conn by the proxy_conn.
+//! conn are named by the flow, those that wait on the proxy_conn by the proxy_conn. What the gateway
+//! and this data core tell each other of flows travels on `lanes`.
 //!
 //! [`ProxyConn`]: zproxy_proto::proxy_conn::ProxyConn
 
 mod conns;
+mod lanes;
 mod local;
 
 use std::collections::HashMap;
@@ -20,7 +22,7 @@ use zproxy_proto::id::{ProxyId, TunnelId};
 use zproxy_proto::limits::ABORT_DEADLINE;
 use zproxy_proto::proxy_conn::Input;
 use zproxy_proto::wire::AbortCode;
-use zproxy_relay::{Key, Keys, Mailbox, Name, Outbox, Sender, Slots, kind};
+use zproxy_relay::{Key, Keys, Mailbox, Name, Sender, Slots, kind};
 
 use crate::config::Settings;
 use crate::deadlines::Deadlines;
@@ -29,6 +31,7 @@ use crate::mailbox::{Report, Tell};
 use crate::resolver::Resolver;
 use crate::targets::Target;
 use conns::Conn;
+use lanes::LaneConn;
 use local::{Local, Stage};
 
 /// A proxy_conn is being connected.
@@ -39,6 +42,12 @@ const OPENING: u8 = kind::OWNERS + 1;
 const CONNECT_LOCAL: u8 = kind::OWNERS + 2;
 /// Closing is only counted: what it belonged to has been forgotten by then.
 const CLOSE: u8 = kind::OWNERS + 3;
+/// A lane is being connected; key: lane.
+const CONNECT_LANE: u8 = kind::OWNERS + 4;
+/// Key: lane.
+const LANE_HEARD: u8 = kind::OWNERS + 5;
+/// Key: lane.
+const LANE_SAID: u8 = kind::OWNERS + 6;
 
 /// A local service.
 #[derive(Clone, Debug)]
@@ -93,13 +102,20 @@ pub(crate) struct Worker<D: Driver> {
     mailbox: Mailbox<Tell>,
     control: Sender<Report>,
     /// Collected for the control thread until the end of the turn.
-    reports: Outbox<Report>,
+    reports: Vec<Report>,
     resolver: Resolver,
     services: Vec<Service>,
     /// Which service a tunnel id of this session means.
     tunnels: HashMap<TunnelId, usize>,
     conns: Slots<Conn>,
     by_id: HashMap<ProxyId, Key>,
+    lanes: Slots<LaneConn>,
+    /// The lane to each data core of the gateway.
+    lane_of: HashMap<u16, Key>,
+    /// Lanes that have something to say.
+    talking: Vec<Key>,
+    notices_heard: u64,
+    notices_told: u64,
     /// Proxy_conns that are not open yet.
     dialling: usize,
     /// Whether the last one could not be opened.
@@ -107,6 +123,7 @@ pub(crate) struct Worker<D: Driver> {
     flows: Slots<Local>,
     looks: Looks,
     proxy_dials: Deadlines,
+    lane_dials: Deadlines,
     local_dials: Deadlines,
     aborts: Deadlines,
     /// Closes that have not come home.
@@ -130,17 +147,23 @@ impl<D: Driver> Worker<D> {
             driver,
             mailbox,
             control,
-            reports: Outbox::default(),
+            reports: Vec::new(),
             resolver: plan.resolver,
             services: plan.services,
             tunnels: HashMap::new(),
             conns: Slots::default(),
             by_id: HashMap::new(),
+            lanes: Slots::default(),
+            lane_of: HashMap::new(),
+            talking: Vec::new(),
+            notices_heard: 0,
+            notices_told: 0,
             dialling: 0,
             is_proxy_unreachable: false,
             flows: Slots::default(),
             looks: Looks::new(plan.limits),
             proxy_dials: Deadlines::new(plan.limits.connect),
+            lane_dials: Deadlines::new(plan.limits.connect),
             local_dials: Deadlines::new(plan.limits.connect),
             aborts: Deadlines::new(ABORT_DEADLINE),
             closing: 0,
@@ -169,8 +192,10 @@ impl<D: Driver> Worker<D> {
 
     fn log_stats(&self) {
         let (conns, flows, closing) = (self.conns.len(), self.flows.len(), self.closing);
+        let (lanes, heard, told) = (self.lanes.len(), self.notices_heard, self.notices_told);
         info!(
-            "core={} stats conns={conns} flows={flows} closing={closing} {}",
+            "core={} stats conns={conns} flows={flows} closing={closing} lanes={lanes} \
+             notices_heard={heard} notices_told={told} {}",
             self.core,
             self.driver.stats()
         );
@@ -187,8 +212,10 @@ impl<D: Driver> Worker<D> {
         }
         self.done = done;
         self.on_time();
+        self.flush_lanes(self.driver.now());
         self.report();
-        Ok(self.phase != Phase::Stopping || self.closing > 0)
+        let is_over = self.closing == 0 && self.lanes.is_empty();
+        Ok(self.phase != Phase::Stopping || !is_over)
     }
 
     fn report(&mut self) {
@@ -197,7 +224,7 @@ impl<D: Driver> Worker<D> {
             self.reported = Some(flows);
             self.reports.push(Report::Left { core: self.core, flows });
         }
-        self.reports.flush(self.driver.now(), &self.control);
+        self.control.send_all(&mut self.reports);
     }
 
     fn on_done(&mut self, done: Done) {
@@ -210,6 +237,9 @@ impl<D: Driver> Worker<D> {
             OPENING => self.on_opening_sent(key, &done.outcome),
             CONNECT_LOCAL => self.on_local_connected(key, &done.outcome),
             CLOSE => self.closing -= 1,
+            CONNECT_LANE => self.on_lane_connected(key, &done.outcome),
+            LANE_HEARD => self.on_lane_heard(key, done.outcome),
+            LANE_SAID => self.on_lane_said(key, done.outcome),
             kind::FILL_FAR | kind::WATCH_FAR => self.on_conn(key, kind, done.outcome),
             _ => self.on_flow(key, kind, done.outcome),
         }
@@ -231,28 +261,21 @@ impl<D: Driver> Worker<D> {
             match letter {
                 Tell::Dial { to, attach } => self.dial_proxy(to, attach),
                 Tell::Tunnel { id, number } => self.on_tunnel(id, number),
-                Tell::Fin(fin) => self.on_frame(fin.proxy, Input::PeerFin(fin.flow, fin.bytes)),
-                Tell::Abort(abort) => {
-                    self.on_frame(abort.proxy, Input::PeerAbort(abort.flow, abort.code));
-                }
+                Tell::DialLane { to, attach } => self.dial_lane(to, attach),
                 Tell::CtlLost => self.on_ctl_lost(),
-                Tell::CtlBack => self.handle_all(Input::CtlBack),
-                Tell::SessionOver => self.drop_session(End::Reset, By::Gateway),
+                Tell::SessionOver => {
+                    self.drop_session(End::Reset, By::Gateway);
+                    self.drop_lanes();
+                }
                 Tell::Resolved { number, addresses } => self.on_resolved(number, &addresses),
                 Tell::Drain => self.drain(),
                 Tell::Stats => self.log_stats(),
                 Tell::Stop => {
                     self.phase = Phase::Stopping;
                     self.drop_session(End::Shutdown, By::Zproxy);
+                    self.leave_lanes();
                 }
             }
-        }
-    }
-
-    fn on_frame(&mut self, proxy: ProxyId, input: Input) {
-        // A frame about a proxy_conn that is closed already is late.
-        if let Some(&key) = self.by_id.get(&proxy) {
-            self.handle(key, input);
         }
     }
 
@@ -270,13 +293,7 @@ impl<D: Driver> Worker<D> {
         for key in self.conn_keys(Conn::is_opening) {
             self.drop_conn(key, Ending::Reset);
         }
-        self.handle_all(Input::CtlLost);
-    }
-
-    fn handle_all(&mut self, input: Input) {
-        for key in self.conn_keys(|conn| !conn.is_opening()) {
-            self.handle(key, input);
-        }
+        self.drop_connecting_lanes();
     }
 
     fn conn_keys(&self, wanted: impl Fn(&Conn) -> bool) -> Vec<Key> {
@@ -307,7 +324,8 @@ impl<D: Driver> Worker<D> {
     // --- time -----------------------------------------------------------------------------------
 
     fn next_deadline(&mut self) -> Option<Duration> {
-        let (conns, flows) = (&self.conns, &self.flows);
+        let (conns, flows, lanes) = (&self.conns, &self.flows, &self.lanes);
+        let connecting = |key| lanes.get(key).is_some_and(LaneConn::is_connecting);
         let opening = |key| conns.get(key).is_some_and(Conn::is_opening);
         let dialling = |key| flows.get(key).is_some_and(Local::is_dialling);
         let aborting = |key| conns.get(key).is_some_and(Conn::is_aborting);
@@ -316,7 +334,8 @@ impl<D: Driver> Worker<D> {
             self.local_dials.next(dialling),
             self.aborts.next(aborting),
             self.looks.next(),
-            self.reports.poll_timeout(),
+            self.lane_dials.next(connecting),
+            self.lanes_due(),
         ];
         deadlines.into_iter().flatten().min()
     }
@@ -326,6 +345,12 @@ impl<D: Driver> Worker<D> {
         while let Some(key) = self.proxy_dials.pop_due(now) {
             if self.conns.get(key).is_some_and(Conn::is_opening) {
                 self.fail_opening(key, Fault::TimedOut);
+            }
+        }
+        while let Some(key) = self.lane_dials.pop_due(now) {
+            if self.lanes.get(key).is_some_and(LaneConn::is_connecting) {
+                self.note_unreachable(Fault::TimedOut);
+                self.lose_lane(key, "the gateway does not answer");
             }
         }
         while let Some(key) = self.local_dials.pop_due(now) {

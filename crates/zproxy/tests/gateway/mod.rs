@@ -14,8 +14,10 @@ use zproxy_io::{DriverConfig, Open, Uring};
 use zproxy_proto::auth::{self, Nonce, Ticket, Token};
 use zproxy_proto::control::{GatewayConfig, GatewayEvent, GatewaySession, Heartbeat, Session};
 use zproxy_proto::id::{CtlId, FlowId, ProxyId, ServerId, TunnelId};
+use zproxy_proto::lane::{self, Notice};
 use zproxy_proto::limits::PROXY_OPENING_SIZE;
-use zproxy_proto::wire::{self, OpenProxy, Start, TunnelOpen};
+use zproxy_proto::proxy_conn::Role;
+use zproxy_proto::wire::{self, Attached, OpenProxy, Start, TunnelOpen};
 
 /// Nothing here takes longer, unless it hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -40,6 +42,7 @@ pub(crate) struct World {
     dir: TempDir,
     ctl_listener: TcpListener,
     proxy_listener: TcpListener,
+    lane: Option<Lane>,
     sessions: u8,
 }
 
@@ -56,7 +59,7 @@ impl World {
         std::thread::spawn(move || {
             out.lines().map_while(Result::ok).try_for_each(|line| tell.send(line))
         });
-        Self { client, lines, dir, ctl_listener, proxy_listener, sessions: 0 }
+        Self { client, lines, dir, ctl_listener, proxy_listener, lane: None, sessions: 0 }
     }
 
     /// The next line on stdout.
@@ -107,17 +110,64 @@ impl World {
     }
 
     /// Asks for a proxy_conn and waits until it has said who it is.
-    pub(crate) fn proxy(&self, ctl: &mut Ctl) -> Proxy {
+    pub(crate) fn proxy(&mut self, ctl: &mut Ctl) -> Proxy {
         ctl.session.open_proxy(OpenProxy { core: 0, count: 1 });
         ctl.flush();
+        loop {
+            if let Some(proxy) = self.attach(ctl) {
+                return proxy;
+            }
+        }
+    }
+
+    /// Waits until another lane, or the first, is there.
+    pub(crate) fn next_lane(&mut self, ctl: &Ctl) {
+        assert!(self.attach(ctl).is_none(), "a proxy_conn that nobody has asked for");
+    }
+
+    /// Drops the lane.
+    pub(crate) fn cut_lane(&mut self) {
+        self.lane = None;
+    }
+
+    /// Waits for somebody on the proxy port who says who he is: a proxy_conn, or the lane.
+    fn attach(&mut self, ctl: &Ctl) -> Option<Proxy> {
         let mut stream = accept(&self.proxy_listener);
         let mut opening = [0; PROXY_OPENING_SIZE];
         stream.read_exact(&mut opening).unwrap();
         let attach = wire::decode_proxy_opening(&opening).unwrap().unwrap();
         assert_eq!((attach.ctl_id, attach.proxy.gateway_core()), (ctl.ctl_id, 0));
-        let key = ctl.session.session_key().unwrap();
-        assert!(auth::verify_attach_mac(key, attach.ctl_id, attach.proxy, &attach.mac));
-        Proxy { stream, id: attach.proxy }
+        assert!(auth::verify_attach_mac(ctl.session.session_key().unwrap(), &attach));
+        match attach.what {
+            Attached::Conn => Some(Proxy { stream, id: attach.proxy }),
+            Attached::Lane => {
+                assert!(self.lane.is_none(), "a second lane between the same data cores");
+                let machine = lane::Lane::new(Role::Gateway, attach.proxy);
+                self.lane = Some(Lane { stream, machine });
+                None
+            }
+        }
+    }
+
+    /// Tells the client something of a flow.
+    pub(crate) fn tell(&mut self, notice: Notice) {
+        let lane = self.lane.as_mut().expect("a lane");
+        lane.machine.push(notice);
+        lane.stream.write_all(&lane.machine.take_outgoing(Vec::new())).unwrap();
+    }
+
+    /// Waits for what the client tells next of a flow.
+    pub(crate) fn notice(&mut self) -> Notice {
+        let lane = self.lane.as_mut().expect("a lane");
+        let mut bytes = [0; 256];
+        loop {
+            if let Some(notice) = lane.machine.next_notice().expect("a client keeps the protocol") {
+                return notice;
+            }
+            let count = lane.stream.read(&mut bytes).expect("the client says something");
+            assert!(count > 0, "the client has closed the lane");
+            lane.machine.handle_bytes(&bytes[..count]);
+        }
     }
 
     /// Sends a signal by name.
@@ -227,6 +277,12 @@ impl Ctl {
             self.session.handle_bytes(&bytes[..count], self.began.elapsed());
         }
     }
+}
+
+/// The lane.
+struct Lane {
+    stream: TcpStream,
+    machine: lane::Lane,
 }
 
 /// A proxy_conn.

@@ -22,7 +22,7 @@ use zproxy_proto::id::{CtlId, ServerId, TunnelId};
 use zproxy_proto::limits::{PROXY_OPENING_SIZE, STRANGER_RECV_MAX};
 use zproxy_proto::registry::Registry;
 use zproxy_proto::strangers::{Left, Pass, Strangers};
-use zproxy_proto::wire::{self, Frame, GoAway, OpenProxy};
+use zproxy_proto::wire::{self, Attached, GoAway, OpenProxy};
 use zproxy_relay::{Key, Mailbox, Name, Sender, Shortage, Slots};
 
 use crate::mailbox::{Report, SessionNo, Tell};
@@ -80,19 +80,19 @@ struct Peer {
 enum PeerKind {
     /// A ctl_conn, in whichever phase.
     Ctl { machine: Box<GatewaySession>, session: Option<SessionNo>, said_goodbye: bool },
-    /// A proxy_conn that has not attached yet.
+    /// A proxy_conn or a lane that has not attached yet.
     Proxy { head: Vec<u8>, deadline: Duration },
 }
 
 /// What the control core did for the data cores.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Traffic {
-    /// Frames passed on from clients to data cores.
-    pub(super) frames_in: u64,
-    /// Frames sent to clients for data cores.
-    pub(super) frames_out: u64,
+    /// `OpenProxy` frames sent to clients.
+    pub(super) orders: u64,
     /// Proxy_conns that were authenticated and handed over.
     pub(super) proxy_conns: u64,
+    /// Lanes that were authenticated and handed over.
+    pub(super) lanes: u64,
 }
 
 enum Course {
@@ -203,11 +203,11 @@ impl<D: Driver> Control<D> {
 
     fn log_stats(&self) {
         let (doors, peers, sessions) = (self.doors.len(), self.peers.len(), self.sessions.len());
-        let Traffic { frames_in, frames_out, proxy_conns } = self.traffic;
+        let Traffic { orders, proxy_conns, lanes } = self.traffic;
         let stats = self.driver.stats();
         info!(
-            "control stats doors={doors} peers={peers} sessions={sessions} frames_in={frames_in} \
-             frames_out={frames_out} proxy_conns={proxy_conns} {stats}"
+            "control stats doors={doors} peers={peers} sessions={sessions} orders={orders} \
+             proxy_conns={proxy_conns} lanes={lanes} {stats}"
         );
     }
 
@@ -320,7 +320,7 @@ impl<D: Driver> Control<D> {
         }
     }
 
-    /// Gives an authenticated proxy_conn to its data core.
+    /// Gives an authenticated proxy_conn or lane to its data core.
     fn attach(&mut self, key: Key, attach: &wire::Attach) {
         let session = self.by_ctl_id.get(&attach.ctl_id).copied();
         let session = session.and_then(|no| self.sessions.get_mut(&no).map(|entry| (no, entry)));
@@ -328,9 +328,11 @@ impl<D: Driver> Control<D> {
             self.turn_away(key, "it names no session");
             return;
         };
-        let genuine = auth::verify_attach_mac(&entry.key, attach.ctl_id, attach.proxy, &attach.mac);
+        let genuine = auth::verify_attach_mac(&entry.key, attach);
         let core = attach.proxy.gateway_core();
-        if !genuine || usize::from(core) >= self.workers.len() {
+        let is_in_range = usize::from(core) < self.workers.len()
+            && attach.proxy.client_core() < entry.client_cores;
+        if !genuine || !is_in_range {
             self.turn_away(key, "its proof is wrong");
             return;
         }
@@ -340,9 +342,19 @@ impl<D: Driver> Control<D> {
         }
         self.note_leaving(key, Left::Known);
         let peer = self.peers.remove(key).expect("it was found by its key");
-        self.traffic.proxy_conns += 1;
         let handle = self.driver.release(peer.sock);
-        self.tell(core, Tell::Conn { session: no, proxy: attach.proxy, handle });
+        let (session, name) = (no, attach.proxy);
+        let letter = match attach.what {
+            Attached::Conn => {
+                self.traffic.proxy_conns += 1;
+                Tell::Conn { session, proxy: name, handle }
+            }
+            Attached::Lane => {
+                self.traffic.lanes += 1;
+                Tell::Lane { session, name, handle }
+            }
+        };
+        self.tell(core, letter);
     }
 
     fn close_peer(&mut self, key: Key, how: Ending) {
@@ -511,9 +523,8 @@ impl<D: Driver> Control<D> {
 
     fn on_report(&mut self, report: Report) {
         match report {
-            Report::Frame { session, frame } => self.send_frame(session, frame),
             Report::Want { session, core, count } => {
-                self.send_frame(session, Frame::OpenProxy(OpenProxy { core, count }));
+                self.order(session, OpenProxy { core, count });
             }
             Report::Serving { tunnel } => self.on_serving(tunnel),
             Report::Left { core, publics } => {
@@ -540,19 +551,12 @@ impl<D: Driver> Control<D> {
         }
     }
 
-    /// Sends a data core's frame over its session's ctl_conn; without one it is lost, as the
-    /// machines of the proxy_conns expect.
-    fn send_frame(&mut self, session: SessionNo, frame: Frame) {
+    /// Asks a client for proxy_conns; without a ctl_conn the data core asks again when there is one.
+    fn order(&mut self, session: SessionNo, order: OpenProxy) {
         let Some(key) = self.sessions.get(&session).and_then(|entry| entry.peer) else { return };
-        let Some(peer) = self.peers.get_mut(key) else { return };
-        let PeerKind::Ctl { machine, .. } = &mut peer.kind else { return };
-        match frame {
-            Frame::Fin(fin) => machine.fin(fin),
-            Frame::Abort(abort) => machine.abort(abort),
-            Frame::OpenProxy(open) => machine.open_proxy(open),
-            _ => unreachable!("data cores send no other frames"),
-        }
-        self.traffic.frames_out += 1;
+        let Some(machine) = self.machine(key) else { return };
+        machine.open_proxy(order);
+        self.traffic.orders += 1;
         self.advance(key);
     }
 

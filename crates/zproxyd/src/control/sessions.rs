@@ -1,18 +1,19 @@
 //! What an authenticated client may do: log in, come back, open and close tunnels, and tell the data
 //! cores about its proxy_conns.
 
+use std::collections::hash_map::Entry;
 use std::io;
 
 use tracing::{debug, info, warn};
 use zproxy_io::{Driver, Ending};
 use zproxy_proto::auth::{SessionKey, Ticket};
 use zproxy_proto::control::{GatewayEvent, GatewaySession, Session as Welcome};
-use zproxy_proto::id::{CtlId, ProxyId, TunnelId};
+use zproxy_proto::id::{CtlId, TunnelId};
 use zproxy_proto::limits::TUNNELS_PER_CLIENT_MAX;
 use zproxy_proto::registry::{Before, Binding, Decision, Ended, Login, Tunnel, TunnelRefusal};
 use zproxy_proto::replay::Replay;
 use zproxy_proto::strangers::{Left, Origin};
-use zproxy_proto::wire::{Frame, Hello, Name, OpenTunnel, RefusedCode, TunnelOpen, TunnelRefused};
+use zproxy_proto::wire::{Hello, Name, OpenTunnel, RefusedCode, TunnelOpen, TunnelRefused};
 use zproxy_relay::Key;
 
 use super::{Control, PeerKind};
@@ -29,6 +30,8 @@ pub(super) struct Session {
     /// Authenticates its proxy_conns, with the id of the ctl_conn that made it.
     pub(super) key: SessionKey,
     pub(super) replay: Replay,
+    /// Number of the client's data cores.
+    pub(super) client_cores: u16,
     ctl_id: CtlId,
     client: String,
     /// Where the client stands, and vouches for.
@@ -59,20 +62,12 @@ impl<D: Driver> Control<D> {
     }
 
     pub(super) fn on_event(&mut self, key: Key, event: GatewayEvent) {
-        let frame = match event {
-            GatewayEvent::Authenticated(hello) => return self.log_in(key, hello),
-            GatewayEvent::OpenTunnel(wish) => return self.open_tunnel(key, &wish),
-            GatewayEvent::CloseTunnel(tunnel) => return self.close_tunnel(key, tunnel),
-            GatewayEvent::GoAway(_) => return self.say_goodbye(key),
+        match event {
+            GatewayEvent::Authenticated(hello) => self.log_in(key, hello),
+            GatewayEvent::OpenTunnel(wish) => self.open_tunnel(key, &wish),
+            GatewayEvent::CloseTunnel(tunnel) => self.close_tunnel(key, tunnel),
+            GatewayEvent::GoAway(_) => self.say_goodbye(key),
             GatewayEvent::Ended(_) => unreachable!("handled by the caller"),
-            GatewayEvent::Fin(fin) => (fin.proxy, Frame::Fin(fin)),
-            GatewayEvent::Released(released) => (released.proxy, Frame::Released(released)),
-            GatewayEvent::Abort(abort) => (abort.proxy, Frame::Abort(abort)),
-        };
-        let (proxy, frame): (ProxyId, Frame) = frame;
-        if let Some(session) = self.session_of(key) {
-            self.traffic.frames_in += 1;
-            self.tell(proxy.gateway_core(), Tell::Frame { session, frame });
         }
     }
 
@@ -80,6 +75,7 @@ impl<D: Driver> Control<D> {
         let now = self.driver.now();
         let ctl_id = CtlId(self.random.bytes());
         let client = hello.name.to_string();
+        let client_cores = hello.data_cores;
         let login = Login {
             client_id: hello.client_id,
             name: hello.name,
@@ -113,7 +109,16 @@ impl<D: Driver> Control<D> {
         let Some(machine) = self.machine(key) else { return };
         machine.welcome(welcome, now);
         self.note_session(key, session, client.clone());
-        self.enter(session, key, ctl_id, session_key, &client, resumed);
+        let entry = Session {
+            peer: Some(key),
+            key: session_key,
+            replay: Replay::new(),
+            client_cores,
+            ctl_id,
+            client,
+            origin: self.vouch(key),
+        };
+        self.enter(session, entry);
     }
 
     /// The peer counts as authenticated from now on.
@@ -127,34 +132,21 @@ impl<D: Driver> Control<D> {
         info!("client={client} session={no} peer={addr} logged in");
     }
 
-    fn enter(
-        &mut self,
-        no: SessionNo,
-        key: Key,
-        ctl_id: CtlId,
-        session_key: SessionKey,
-        client: &str,
-        resumed: bool,
-    ) {
-        self.by_ctl_id.insert(ctl_id, no);
-        let origin = self.vouch(key);
-        if let Some(entry) = self.sessions.get_mut(&no) {
-            let before = std::mem::replace(&mut entry.origin, origin);
-            // Ids are not used again within a session, whichever ctl_conn they came by.
-            entry.peer = Some(key);
-            entry.key = session_key;
-            entry.ctl_id = ctl_id;
-            self.unvouch(before);
-            self.tell_all(|| Tell::CtlBack { session: no });
-            return;
+    fn enter(&mut self, no: SessionNo, entry: Session) {
+        self.by_ctl_id.insert(entry.ctl_id, no);
+        match self.sessions.entry(no) {
+            Entry::Occupied(mut known) => {
+                // Ids are not used again within a session, whichever ctl_conn they came by.
+                let replay = std::mem::take(&mut known.get_mut().replay);
+                let before = known.insert(Session { replay, ..entry });
+                self.unvouch(before.origin);
+                self.tell_all(|| Tell::CtlBack { session: no });
+            }
+            Entry::Vacant(place) => {
+                let client = place.insert(entry).client.clone();
+                self.tell_all(|| Tell::Session { session: no, client: client.clone() });
+            }
         }
-        assert!(!resumed, "a session that goes on is known");
-        let replay = Replay::new();
-        let client = client.to_owned();
-        let name = client.clone();
-        let entry = Session { peer: Some(key), key: session_key, replay, ctl_id, client, origin };
-        self.sessions.insert(no, entry);
-        self.tell_all(|| Tell::Session { session: no, client: name.clone() });
     }
 
     fn end_what_was(&mut self, session: SessionNo, before: Before) {

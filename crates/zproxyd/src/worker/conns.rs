@@ -4,23 +4,26 @@
 use tracing::{debug, warn};
 use zproxy_io::{Driver, Ending, Op, Outcome};
 use zproxy_proto::id::{FlowId, ProxyId};
+use zproxy_proto::lane::Notice;
 use zproxy_proto::pool::{Add, Origin};
 use zproxy_proto::proxy_conn::{Action, Input, ProxyConn, Role, Why};
-use zproxy_proto::wire::{Abort, AbortCode, Fin, Frame, Start};
+use zproxy_proto::wire::{Abort, AbortCode, Fin, Start};
 use zproxy_relay::{Key, Keys, Name, kind};
 
+use super::lanes::Haste;
 use super::{By, CLOSE_CONN, Conn, Life, PublicState, START, Worker};
-use crate::mailbox::{Report, SessionNo};
+use crate::mailbox::SessionNo;
 
 impl<D: Driver> Worker<D> {
     /// Takes over an authenticated proxy_conn.
     pub(super) fn adopt(&mut self, session: SessionNo, proxy: ProxyId, handle: D::Handle) {
         let sock = self.driver.adopt(handle);
+        let reach = self.reach_of(session, proxy);
         let Some(entry) = self.sessions.get_mut(&session) else {
             self.close_stray(sock);
             return;
         };
-        let machine = ProxyConn::new(Role::Gateway, entry.ctl);
+        let machine = ProxyConn::new(Role::Gateway, reach);
         let life = Life::Resting;
         let conn =
             Conn { sock, session, proxy, machine, life, far_watched: false, settling_looks: 0 };
@@ -95,7 +98,7 @@ impl<D: Driver> Worker<D> {
             Action::SendStart(flow) => self.send_start(key, flow),
             Action::SendFin { flow, bytes } => self.send_fin(key, flow, bytes),
             Action::SendAbort(flow, code) => {
-                self.send_frame(key, |proxy| Frame::Abort(Abort { proxy, flow, code }));
+                self.send_abort(key, flow, code);
             }
             Action::SendReleased(_) => unreachable!("only a client releases"),
             Action::ShutdownProxyWrite => {
@@ -133,10 +136,10 @@ impl<D: Driver> Worker<D> {
         self.driver.submit(name.token(), Op::Send { sock: conn.sock, buf });
     }
 
-    fn send_frame(&mut self, key: Key, frame: impl FnOnce(ProxyId) -> Frame) {
+    fn send_abort(&mut self, key: Key, flow: FlowId, code: AbortCode) {
         let Some(conn) = self.conns.get(key) else { return };
-        let report = Report::Frame { session: conn.session, frame: frame(conn.proxy) };
-        self.outgoing.push(report);
+        let notice = Notice::Abort(Abort { proxy: conn.proxy, flow, code });
+        self.tell(conn.session, notice, Haste::Urgent);
     }
 
     /// When the service has said all it had to say, it does not wait for the visitor's end, which
@@ -144,13 +147,9 @@ impl<D: Driver> Worker<D> {
     fn send_fin(&mut self, key: Key, flow: FlowId, bytes: u64) {
         let concludes = self.bound_of(key).is_some_and(|it| it.ended_first == Some(By::Local));
         let Some(conn) = self.conns.get(key) else { return };
-        let frame = Frame::Fin(Fin { proxy: conn.proxy, flow, bytes });
-        let report = Report::Frame { session: conn.session, frame };
-        if concludes {
-            self.outgoing.push_patient(report, self.driver.now());
-        } else {
-            self.outgoing.push(report);
-        }
+        let notice = Notice::Fin(Fin { proxy: conn.proxy, flow, bytes });
+        let haste = if concludes { Haste::Patient } else { Haste::Urgent };
+        self.tell(conn.session, notice, haste);
     }
 
     /// Everything that the client has sent is delivered: FIN goes on to the public conn.
@@ -174,7 +173,7 @@ impl<D: Driver> Worker<D> {
             && let Some(bound) = self.bound_of(key)
         {
             let flow = bound.id;
-            self.send_frame(key, |proxy| Frame::Abort(Abort { proxy, flow, code }));
+            self.send_abort(key, flow, code);
         }
         self.close_conn(key, Ending::Reset, &end, by);
     }

@@ -2,9 +2,10 @@
 //! that they accept, and the proxy_conns that the control core hands to it, all authenticated.
 //!
 //! `mod` is the loop and its messages, `publics` the public side (accept, wait, bind, end), `conns`
-//! the proxy_conns and their machine's actions.
+//! the proxy_conns and their machine's actions, `lanes` what is told of flows.
 
 mod conns;
+mod lanes;
 mod publics;
 
 use std::cmp::Reverse;
@@ -16,13 +17,13 @@ use tracing::{debug, info, warn};
 use zproxy_io::{Done, Driver, DriverLost, Ending, Op, Outcome, Sock, Token};
 use zproxy_proto::id::{FlowId, ProxyId, TunnelId};
 use zproxy_proto::pool::Pool;
-use zproxy_proto::proxy_conn::{Ctl, Input, Mode, ProxyConn};
-use zproxy_proto::wire::Frame;
-use zproxy_relay::{Flow, Key, Keys, Mailbox, Name, Outbox, Sender, Shortage, Slots, kind};
+use zproxy_proto::proxy_conn::{Input, Mode, ProxyConn, Reach};
+use zproxy_relay::{Flow, Key, Keys, Mailbox, Name, Sender, Shortage, Slots, kind};
 
 use crate::config::Settings;
 use crate::mailbox::{Report, SessionNo, Tell};
 use crate::sorted;
+use lanes::LaneConn;
 
 /// Accept of a listener; key: listener.
 const ACCEPT: u8 = kind::OWNERS;
@@ -36,6 +37,10 @@ const CLOSE_CONN: u8 = kind::OWNERS + 3;
 const CLOSE_LISTENER: u8 = kind::OWNERS + 4;
 /// Closing a socket that never got a place.
 const CLOSE_STRAY: u8 = kind::OWNERS + 5;
+/// Key: lane.
+const LANE_HEARD: u8 = kind::OWNERS + 6;
+/// Key: lane.
+const LANE_SAID: u8 = kind::OWNERS + 7;
 
 /// Live flows are looked at so often: for conns that died unseen and for deadlines.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -86,9 +91,12 @@ struct Tunnel {
 /// A client's session as this core sees it.
 struct Session {
     client: String,
-    ctl: Ctl,
+    /// Whether proxy_conns can be asked for.
+    ctl: Reach,
     pool: Pool<Key, Key>,
     conns: HashMap<ProxyId, Key>,
+    /// By data core of the client.
+    lanes: HashMap<u16, Key>,
     /// The earliest alarm in the heap for the pool.
     alarm: Option<Duration>,
 }
@@ -190,7 +198,12 @@ pub(crate) struct Worker<D: Driver> {
     /// Public conns that are not being closed.
     publics_live: usize,
     next_flow: u64,
-    outgoing: Outbox<Report>,
+    lanes: Slots<LaneConn>,
+    /// Lanes that have something to say.
+    talking: Vec<Key>,
+    notices_heard: u64,
+    notices_told: u64,
+    outgoing: Vec<Report>,
     /// Sessions whose pool may want something after this turn.
     touched: Vec<SessionNo>,
     alarms: BinaryHeap<Reverse<(Duration, SessionNo)>>,
@@ -229,7 +242,11 @@ impl<D: Driver> Worker<D> {
             publics: Slots::default(),
             publics_live: 0,
             next_flow: 1,
-            outgoing: Outbox::default(),
+            lanes: Slots::default(),
+            talking: Vec::new(),
+            notices_heard: 0,
+            notices_told: 0,
+            outgoing: Vec::new(),
             touched: Vec::new(),
             alarms: BinaryHeap::new(),
             next_look: None,
@@ -267,8 +284,10 @@ impl<D: Driver> Worker<D> {
     fn log_stats(&self) {
         let (listeners, publics, conns) =
             (self.listeners.len(), self.publics.len(), self.conns.len());
+        let (lanes, heard, told) = (self.lanes.len(), self.notices_heard, self.notices_told);
         info!(
-            "core={} stats listeners={listeners} publics={publics} conns={conns} settling={} {}",
+            "core={} stats listeners={listeners} publics={publics} conns={conns} settling={} \
+             lanes={lanes} notices_heard={heard} notices_told={told} {}",
             self.core,
             self.settling(),
             self.driver.stats()
@@ -288,7 +307,8 @@ impl<D: Driver> Worker<D> {
         self.on_time(self.driver.now());
         self.poll_pools();
         self.report_drain();
-        self.outgoing.flush(self.driver.now(), &self.reports);
+        self.flush_lanes(self.driver.now());
+        self.reports.send_all(&mut self.outgoing);
         Ok(self.course != Course::Stopped)
     }
 
@@ -314,6 +334,8 @@ impl<D: Driver> Worker<D> {
             CLOSE_CONN => drop(self.conns.remove(name.key)),
             CLOSE_LISTENER => self.on_listener_closed(name.key),
             CLOSE_STRAY => {}
+            LANE_HEARD => self.on_lane_heard(name.key, done.outcome),
+            LANE_SAID => self.on_lane_said(name.key, done.outcome),
             flow_kind => self.on_flow_done(name.key, flow_kind, done.outcome),
         }
     }
@@ -322,20 +344,21 @@ impl<D: Driver> Worker<D> {
         match letter {
             Tell::Session { session, client } => {
                 let pool = Pool::new().with_bind_deadline(self.limits.bind_timeout);
-                let conns = HashMap::new();
-                let entry = Session { client, ctl: Ctl::Up, pool, conns, alarm: None };
+                let (ctl, alarm) = (Reach::Up, None);
+                let (conns, lanes) = (HashMap::new(), HashMap::new());
+                let entry = Session { client, ctl, pool, conns, lanes, alarm };
                 self.sessions.insert(session, entry);
                 self.touched.push(session);
             }
-            Tell::CtlLost { session } => self.on_ctl(session, Ctl::Lost),
-            Tell::CtlBack { session } => self.on_ctl(session, Ctl::Up),
+            Tell::CtlLost { session } => self.on_ctl(session, Reach::Lost),
+            Tell::CtlBack { session } => self.on_ctl(session, Reach::Up),
             Tell::SessionOver { session } => self.end_session(session),
             Tell::Tunnel { session, tunnel, name, listener } => {
                 self.open_tunnel(session, tunnel, name, listener);
             }
             Tell::TunnelOver { tunnel } => self.close_tunnel(tunnel),
             Tell::Conn { session, proxy, handle } => self.adopt(session, proxy, handle),
-            Tell::Frame { session, frame } => self.on_frame(session, &frame),
+            Tell::Lane { session, name, handle } => self.adopt_lane(session, name, handle),
             Tell::Drain => self.drain(),
             Tell::Stats => self.log_stats(),
             Tell::Stop => {
@@ -345,23 +368,17 @@ impl<D: Driver> Worker<D> {
         }
     }
 
-    fn on_ctl(&mut self, session: SessionNo, ctl: Ctl) {
+    /// Flows do not notice: proxy_conns and lanes live on. None can be asked for meanwhile. When the
+    /// client is back on a new way, what idles may be dead.
+    fn on_ctl(&mut self, session: SessionNo, ctl: Reach) {
         let Some(entry) = self.sessions.get_mut(&session) else { return };
         entry.ctl = ctl;
-        let input = if ctl == Ctl::Lost { Input::CtlLost } else { Input::CtlBack };
-        let suspects = match ctl {
-            Ctl::Up => entry.pool.distrust(),
-            Ctl::Lost => {
-                entry.pool.ctl_lost();
-                Vec::new()
+        if ctl == Reach::Lost {
+            entry.pool.ctl_lost();
+        } else {
+            for key in entry.pool.distrust() {
+                self.feed(key, Input::Retire);
             }
-        };
-        let keys = sorted(entry.conns.values().copied());
-        for key in keys {
-            self.feed(key, input);
-        }
-        for key in suspects {
-            self.feed(key, Input::Retire);
         }
         self.touched.push(session);
     }
@@ -380,6 +397,9 @@ impl<D: Driver> Worker<D> {
         for key in sorted(entry.conns.into_values()) {
             self.close_conn(key, Ending::Reset, "session_over", By::Gateway);
         }
+        for key in sorted(entry.lanes.into_values()) {
+            self.lose_lane(key, "the session is over");
+        }
         let waiting: Vec<Key> = self
             .publics
             .iter()
@@ -391,22 +411,6 @@ impl<D: Driver> Worker<D> {
         for key in waiting {
             self.refuse_public(key, "session_over");
         }
-    }
-
-    fn on_frame(&mut self, session: SessionNo, frame: &Frame) {
-        let (proxy, input) = match frame {
-            Frame::Fin(fin) => (fin.proxy, Input::PeerFin(fin.flow, fin.bytes)),
-            Frame::Released(released) => (released.proxy, Input::PeerReleased(released.flow)),
-            Frame::Abort(abort) => (abort.proxy, Input::PeerAbort(abort.flow, abort.code)),
-            _ => return,
-        };
-        // Frames may come late, for a proxy_conn that is gone.
-        let Some(entry) = self.sessions.get(&session) else { return };
-        let Some(key) = entry.conns.get(&proxy).copied() else { return };
-        if let Input::PeerFin(..) = input {
-            self.note_first_end(key, By::Local);
-        }
-        self.feed(key, input);
     }
 
     fn drain(&mut self) {
@@ -444,8 +448,7 @@ impl<D: Driver> Worker<D> {
         let paused = self.paused_until();
         let alarm = self.alarms.peek().map(|Reverse((at, _))| *at);
         let calm = self.shortage.poll_timeout();
-        let patience = self.outgoing.poll_timeout();
-        let times = [paused, alarm, self.next_look, calm, patience];
+        let times = [paused, alarm, self.next_look, calm, self.lanes_due()];
         times.into_iter().flatten().min()
     }
 
@@ -496,7 +499,7 @@ impl<D: Driver> Worker<D> {
         let mut touched = std::mem::take(&mut self.touched);
         for session in touched.drain(..) {
             let Some(entry) = self.sessions.get_mut(&session) else { continue };
-            if entry.ctl == Ctl::Up && self.course == Course::Serving {
+            if entry.ctl == Reach::Up && self.course == Course::Serving {
                 let count = entry.pool.poll_wanted(now);
                 if count > 0 {
                     self.outgoing.push(Report::Want { session, core: self.core, count });
