@@ -77,6 +77,7 @@ impl<D: Driver> Control<'_, D> {
         if !welcome.resumed && self.ticket.is_some() {
             self.end_session();
         }
+        self.renew_lanes();
         self.ticket = Some(welcome.ticket);
         self.backoff.reset();
         for open in self.tunnels.ask_all() {

@@ -77,6 +77,14 @@ impl<D: Driver> Control<'_, D> {
         }
     }
 
+    /// With a new ctl_conn come new lanes: whatever has swallowed the old one may have swallowed them
+    /// too, and nobody would notice before they have something to say.
+    pub(super) fn renew_lanes(&mut self) {
+        for (core, gateway_core) in self.lanes.0.keys().copied().collect::<Vec<_>>() {
+            self.open_lane(core, gateway_core);
+        }
+    }
+
     fn open_lane(&mut self, core: usize, gateway_core: u16) {
         self.lanes.0.insert((core, gateway_core), Order::Given);
         self.order(core, gateway_core, Attached::Lane);

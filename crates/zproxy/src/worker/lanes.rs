@@ -45,14 +45,16 @@ impl LaneConn {
 }
 
 impl<D: Driver> Worker<D> {
-    /// Dials a lane. From now on notices for the gateway's data core wait in it.
+    /// Dials a lane, which replaces an older one. From now on notices for the gateway's data core wait
+    /// in it.
     pub(super) fn dial_lane(&mut self, to: SocketAddr, attach: Attach) {
         let gateway_core = attach.proxy.gateway_core();
         if self.phase == Phase::Stopping {
             return;
         }
         if let Some(&old) = self.lane_of.get(&gateway_core) {
-            self.lose_lane(old, "another one is dialled");
+            self.remove_lane(old, Ending::Reset);
+            self.handle_gateway_core(gateway_core, Input::LaneLost);
         }
         let sock = match self.driver.socket(&to) {
             Ok(sock) => sock,
