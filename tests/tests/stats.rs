@@ -29,14 +29,16 @@ both_backends! {
         }
         eventually("the gateway is at rest", Duration::from_secs(20), || {
             let stats = Stats::of(&mut gateway, threads);
-            let held = stats.cores("listeners") + stats.cores("conns");
+            let held =
+                stats.cores("listeners") + stats.cores("conns") + stats.cores("lanes");
             let is_free = stats.cores("publics") + stats.cores("settling") == 0;
             is_free && stats.socks() == held && stats.pipes() + stats.bufs() == 0
         });
         eventually("the client is at rest", Duration::from_secs(20), || {
             let stats = Stats::of(&mut client, threads);
             let is_free = stats.cores("flows") + stats.cores("closing") == 0;
-            is_free && stats.socks() == stats.cores("conns") && stats.pipes() + stats.bufs() == 0
+            let held = stats.cores("conns") + stats.cores("lanes");
+            is_free && stats.socks() == held && stats.pipes() + stats.bufs() == 0
         });
         let stats = Stats::of(&mut gateway, threads);
         assert_eq!((stats.control("doors"), stats.control("sessions")), (2, 1));

@@ -48,6 +48,17 @@ pub trait Driver {
     /// gone, which the operations in flight report.
     fn shutdown_write(&mut self, sock: Sock);
 
+    /// Appends bytes to `buf` that are there already, at most `max`, so that they can travel with
+    /// something else, and tells how many. Never waits, may find none although there are some, and
+    /// leaves ends and failures to the next operation that takes from the socket.
+    ///
+    /// # Panics
+    /// When an inbound operation is in flight on the socket.
+    fn take_now(&mut self, from: Sock, buf: &mut Vec<u8>, max: usize) -> usize {
+        let _ = (from, buf, max);
+        0
+    }
+
     /// Queues an operation. Never blocks and never fails; failures are outcomes.
     fn submit(&mut self, token: Token, op: Op);
 

@@ -117,6 +117,13 @@ impl Pump {
         self.state = State::Filling;
     }
 
+    /// Bytes of the source that somebody else puts into the sink, before anything that this pump puts.
+    pub fn note_along(&mut self, count: usize) {
+        assert!(matches!(self.state, State::Resting), "they come first");
+        self.taken += count as u64;
+        self.put += count as u64;
+    }
+
     /// The source ends here although it stays open: what was counted out has all come.
     pub fn end(&mut self) {
         assert_eq!(self.taken, self.put, "a pump ends when every byte was put");

@@ -18,6 +18,7 @@ use std::time::Duration;
 use crate::buf::BufPool;
 use crate::busy::{BusyPoll, Spin};
 use crate::pipe::PipePool;
+use crate::policy::Path;
 use crate::table::Table;
 use crate::{
     Done, Doorbell, Driver, DriverConfig, DriverLost, Ending, Fault, ListenOptions, Op, Outcome,
@@ -26,7 +27,7 @@ use crate::{
 
 use entry::{Connecting, Entry, Inbound, Outbound, Pending};
 use poller::{Poller, Subject};
-use round::Pools;
+use round::{Pools, Received};
 
 /// Turns of `wait` in a row that may go by without a look at new events, because operations were
 /// done without one. The saved system calls are worth it; more would let busy flows starve others.
@@ -233,6 +234,21 @@ impl Driver for Epoll {
             // By contract a failure is reported by the operations in flight.
             let _ = sys::shutdown_write(entry.raw());
         }
+    }
+
+    fn take_now(&mut self, from: Sock, buf: &mut Vec<u8>, max: usize) -> usize {
+        let entry = self.named(from);
+        assert!(entry.is_inbound_free(), "one inbound operation at a time");
+        if entry.policy.path() == Path::Splice || !entry.ready.readable || entry.close.is_some() {
+            return 0;
+        }
+        let (fd, start) = (entry.raw(), buf.len());
+        buf.resize(start + max, 0);
+        let received = round::receive(entry, |flags| sys::recv(fd, &mut buf[start..], flags), max);
+        let count = if let Received::Count(count) = received { count } else { 0 };
+        buf.truncate(start + count);
+        self.stats.bytes_copied += count as u64;
+        count
     }
 
     fn submit(&mut self, token: Token, op: Op) {

@@ -33,7 +33,7 @@ pub use ring::RingError;
 use crate::buf::BufPool;
 use crate::busy::{BusyPoll, Spin};
 use crate::pipe::PipePool;
-use crate::policy::{Policy, RelayMode};
+use crate::policy::{Path, Policy, RelayMode};
 use crate::table::Table;
 use crate::{
     Done, Doorbell, Driver, DriverConfig, DriverLost, Ending, Fault, ListenOptions, Op, Outcome,
@@ -364,6 +364,28 @@ impl Driver for Uring {
             // The ring's SHUTDOWN always goes through a worker; the system call is quicker.
             let _ = sys::shutdown_write(entity.fd.as_raw_fd());
         }
+    }
+
+    fn take_now(&mut self, from: Sock, buf: &mut Vec<u8>, max: usize) -> usize {
+        let entity = self.entity(from);
+        let is_free = entity.inbound.is_none() && matches!(entity.ahead, Ahead::No);
+        assert!(is_free, "one inbound operation at a time");
+        if entity.policy.path() == Path::Splice || entity.closing.is_some() {
+            return 0;
+        }
+        let (fd, start) = (entity.fd.as_raw_fd(), buf.len());
+        buf.resize(start + max, 0);
+        let result = sys::recv(fd, &mut buf[start..], libc::MSG_DONTWAIT);
+        let count = *result.as_ref().unwrap_or(&0);
+        buf.truncate(start + count);
+        self.stats.bytes_copied += count as u64;
+        if let Err(error) = result
+            && !matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR))
+        {
+            // The kernel tells an error once: the next operation has to know.
+            self.note_fault(from, Fault::from_io(&error));
+        }
+        count
     }
 
     fn submit(&mut self, token: Token, op: Op) {

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::net::Shutdown;
 
-use zproxy_io::{Fault, Op, Outcome, RelayMode};
+use zproxy_io::{Driver, Fault, Op, Outcome, RelayMode};
 
 use crate::support::{Kit, World, bytes, far};
 
@@ -16,6 +16,9 @@ conformance!(
     send_to_a_dead_reader,
     send_of_nothing,
     echo,
+    what_is_there_is_taken_at_once,
+    taking_at_once_leaves_the_end,
+    taking_at_once_leaves_the_fault,
 );
 
 fn received(outcome: Outcome) -> (Vec<u8>, usize) {
@@ -111,7 +114,7 @@ fn send_to_a_slow_reader<K: Kit>() {
     let reading = far::spawn_reader(far, 3, 50_000);
     let outcome = world.outcome(token);
     assert!(matches!(outcome, Outcome::Sent { .. }), "{outcome:?}");
-    zproxy_io::Driver::shutdown_write(&mut world.driver, near);
+    world.driver.shutdown_write(near);
     assert_eq!(reading.join().expect("the bytes are right"), TOTAL as u64);
     world.finish();
 }
@@ -161,8 +164,67 @@ fn echo<K: Kit>() {
             other => panic!("{other:?}"),
         };
     }
-    zproxy_io::Driver::shutdown_write(&mut world.driver, near);
+    world.driver.shutdown_write(near);
     writing.join().expect("everything was taken");
     assert_eq!(reading.join().expect("the bytes are right"), TOTAL);
+    world.finish();
+}
+
+/// Bytes that are there are taken at once, up to the limit and behind what the buffer holds; when
+/// there are none nothing is, and the next fill finds what was left or comes later.
+fn what_is_there_is_taken_at_once<K: Kit>() {
+    let mut world = World::new::<K>(RelayMode::Auto);
+    let (near, mut far) = world.pair();
+    let mut buf = b"kept:".to_vec();
+    assert_eq!(world.driver.take_now(near, &mut buf, 6), 0);
+    assert_eq!(buf, b"kept:");
+    let late = world.submit(Op::Fill { from: near });
+    world.assert_waits(late);
+    far.write_all(b"0123456789").expect("open");
+    let outcome = world.outcome(late);
+    let Outcome::Filled(mut lease) = outcome else { panic!("not filled: {outcome:?}") };
+    let mut filled = [0; 10];
+    assert_eq!(lease.take_head(&mut filled), 10);
+    drop(lease);
+    world.finish();
+
+    let mut world = World::new::<K>(RelayMode::Auto);
+    let (near, mut far) = world.pair();
+    far.write_all(b"0123456789").expect("open");
+    assert_eq!(world.driver.take_now(near, &mut buf, 6), 6);
+    assert_eq!(buf, b"kept:012345");
+    let mut lease = world.fill(near);
+    let mut rest = [0; 4];
+    assert_eq!(lease.take_head(&mut rest), 4);
+    assert_eq!(&rest, b"6789");
+    drop(lease);
+    world.finish();
+}
+
+/// An end that was met while taking at once is told by the next fill.
+fn taking_at_once_leaves_the_end<K: Kit>() {
+    let mut world = World::new::<K>(RelayMode::Auto);
+    let (near, mut far) = world.pair();
+    far.write_all(b"last").expect("open");
+    far.shutdown(Shutdown::Write).expect("open");
+    let mut buf = Vec::new();
+    assert_eq!(world.driver.take_now(near, &mut buf, 100), 4);
+    assert_eq!(world.driver.take_now(near, &mut buf, 100), 0);
+    assert_eq!(buf, b"last");
+    let outcome = world.run(Op::Fill { from: near });
+    assert!(matches!(outcome, Outcome::Eof), "{outcome:?}");
+    world.finish();
+}
+
+/// A reset that was met while taking at once is told by the next fill, and not as an end: the kernel
+/// tells an error once.
+fn taking_at_once_leaves_the_fault<K: Kit>() {
+    let mut world = World::new::<K>(RelayMode::Auto);
+    let (near, far) = world.pair();
+    far::reset(far);
+    let mut buf = Vec::new();
+    assert_eq!(world.driver.take_now(near, &mut buf, 100), 0);
+    let outcome = world.run(Op::Fill { from: near });
+    assert!(matches!(outcome, Outcome::Failed(Fault::Reset)), "{outcome:?}");
     world.finish();
 }

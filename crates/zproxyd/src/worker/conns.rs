@@ -5,6 +5,7 @@ use tracing::{debug, warn};
 use zproxy_io::{Driver, Ending, Op, Outcome};
 use zproxy_proto::id::{FlowId, ProxyId};
 use zproxy_proto::lane::Notice;
+use zproxy_proto::limits::START_SIZE;
 use zproxy_proto::pool::{Add, Origin};
 use zproxy_proto::proxy_conn::{Action, Input, ProxyConn, Role, Why};
 use zproxy_proto::wire::{Abort, AbortCode, Fin, Start};
@@ -13,6 +14,11 @@ use zproxy_relay::{Key, Keys, Name, kind};
 use super::lanes::Haste;
 use super::{By, CLOSE_CONN, Conn, Life, PublicState, START, Worker};
 use crate::mailbox::SessionNo;
+
+/// Bytes of the public conn that travel with the `Start` at most: a request of the usual size.
+const ALONG_MAX: usize = (4 << 10) - START_SIZE;
+/// Spent `Start` buffers that are kept.
+const SPARE_MAX: usize = 64;
 
 impl<D: Driver> Worker<D> {
     /// Takes over an authenticated proxy_conn.
@@ -72,7 +78,9 @@ impl<D: Driver> Worker<D> {
             self.feed(key, Input::ProxyFailed);
             return;
         };
-        self.spare.push(buf);
+        if self.spare.len() < SPARE_MAX {
+            self.spare.push(buf);
+        }
         let Some(public) = self.publics.get_mut(public_key) else { return };
         let PublicState::Flowing(bound) = &mut public.state else { return };
         let keys = Keys { flow: public_key, far: key };
@@ -127,13 +135,19 @@ impl<D: Driver> Worker<D> {
     fn send_start(&mut self, key: Key, flow: FlowId) {
         let Some(conn) = self.conns.get(key) else { return };
         let Life::Flowing(public) = conn.life else { unreachable!("bound before its start") };
-        let public = self.publics.get(public).expect("a bound public conn is live");
+        let place = public;
+        let public = self.publics.get_mut(place).expect("a bound public conn is live");
+        let PublicState::Flowing(bound) = &mut public.state else { unreachable!("it is bound") };
         let start = Start { flow, tunnel: public.tunnel };
         let mut buf = self.spare.pop().unwrap_or_default();
         buf.clear();
         buf.extend_from_slice(&start.encode());
+        // What the visitor has said already goes along: one packet, and one wake of the client.
+        let taken = self.driver.take_now(public.sock, &mut buf, ALONG_MAX);
+        bound.flow.outbound.note_along(taken);
         let name = Name { kind: START, key };
         self.driver.submit(name.token(), Op::Send { sock: conn.sock, buf });
+        bound.flow.start_outbound(&mut self.driver, Keys { flow: place, far: key });
     }
 
     fn send_abort(&mut self, key: Key, flow: FlowId, code: AbortCode) {

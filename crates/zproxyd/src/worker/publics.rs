@@ -112,7 +112,6 @@ impl<D: Driver> Worker<D> {
         conn.life = Life::Flowing(key);
         let keys = Keys { flow: key, far: conn_key };
         flow.open_inbound(&mut self.driver, keys);
-        flow.start_outbound(&mut self.driver, keys);
         let bound = Bound { id, conn: conn_key, bound_at: now, flow, ended_first: None };
         public.state = PublicState::Flowing(Box::new(bound));
         self.feed(conn_key, Input::Bind(id));
