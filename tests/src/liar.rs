@@ -237,13 +237,37 @@ impl Liar {
         conn.write_all(&lane.take_outgoing(Vec::new())).expect("a lane that is heard");
     }
 
-    /// The lane, once a proxy_conn was asked for.
+    /// Sends bytes on the lane, whatever they are.
+    ///
+    /// # Panics
+    /// When there is no lane, or nobody hears it.
+    pub fn say_on_lane(&mut self, bytes: &[u8]) {
+        let (_, conn) = self.lane.as_mut().expect("a lane");
+        conn.write_all(bytes).expect("a lane that is heard");
+    }
+
+    /// Waits until the gateway has closed the lane.
+    ///
+    /// # Panics
+    /// When it says something on it, or does not close it.
+    pub fn expect_lane_closed(&mut self) {
+        let (_, conn) = self.lane.as_mut().expect("a lane");
+        conn.set_read_timeout(Some(ANSWER_DEADLINE)).expect("a read deadline");
+        match conn.read(&mut [0]) {
+            Ok(0) => {}
+            Err(why) if why.kind() == ErrorKind::ConnectionReset => {}
+            other => panic!("the lane is not closed: {other:?}"),
+        }
+    }
+
+    /// The name of the lane, once a proxy_conn was asked for.
     ///
     /// # Panics
     /// Before that.
     #[must_use]
-    pub fn lane(&self) -> &TcpStream {
-        &self.lane.as_ref().expect("a lane").1
+    pub fn lane_name(&self) -> ProxyId {
+        let (lane, _) = self.lane.as_ref().expect("a lane");
+        ProxyId::new(lane.gateway_core(), lane.client_core(), 0)
     }
 
     /// The opening of a proxy_conn with these ids, authenticated with this liar's own key.

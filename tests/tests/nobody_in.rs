@@ -79,9 +79,16 @@ both_backends! {
         let (proxy, mut conn, start) = victim.await_start();
         exchange(&mut visitor, &mut conn, 1);
         let flow = start.flow;
-        thief.session.fin(Fin { proxy, flow, bytes: 0 });
-        thief.session.released(Released { proxy, flow });
-        thief.session.abort(Abort { proxy, flow, code: AbortCode::Reset });
+        let elsewhere = ProxyId::new(flow.gateway_core(), 999, 0);
+        let notices = [
+            Frame::Fin(Fin { proxy, flow, bytes: 0 }),
+            Frame::Released(Released { proxy, flow }),
+            Frame::Abort(Abort { proxy, flow, code: AbortCode::Reset }),
+            Frame::Fin(Fin { proxy: elsewhere, flow, bytes: 0 }),
+        ];
+        thief.say_on_lane(&notices.iter().flat_map(Frame::encode).collect::<Vec<_>>());
+        // The last one is a violation: when the lane is closed, the others have been read.
+        thief.expect_lane_closed();
         thief.session.close_tunnel(victim.opened[0].tunnel);
         let wrong = victim.opening(thief.ctl_id(), ProxyId::new(0, 0, 4_000));
         let stolen = thief.opening(victim.ctl_id(), ProxyId::new(0, 0, 4_000));
@@ -362,8 +369,8 @@ both_backends! {
         });
     }
 
-    /// A client that invents frames about flows that never were, as fast as it can, ends itself at
-    /// worst: the others do not wait for it, and the gateway's memory does not grow.
+    /// A client that invents frames on its ctl_conn and notices about flows that never were on its
+    /// lane, as fast as it can, ends itself at worst: the others do not wait for it, and the gateway's memory does not grow.
     fn a_flood_of_frames_hurts_nobody_else(world) {
         let _turn = heavy_turn();
         let local = LocalServer::echo();
@@ -371,17 +378,20 @@ both_backends! {
         let client = world.client(&gateway).local(&local.name()).start();
         let mut liar = Liar::with_tunnel(&gateway, world.token(), Claim::new(12));
         let before = proc::resident_bytes(gateway.pid());
-        let mut words = Vec::new();
+        let (mut words, mut notices) = (Vec::new(), Vec::new());
+        let core = liar.lane_name().gateway_core();
         for serial in 0..20_000 {
-            let (proxy, flow) = (ProxyId::new(0, 0, serial), FlowId::new(0, u64::from(serial) + 1));
-            words.extend(Frame::Fin(Fin { proxy, flow, bytes: 1 }).encode());
-            words.extend(Frame::Released(Released { proxy, flow }).encode());
+            let proxy = ProxyId::new(core, 0, serial);
+            let flow = FlowId::new(core, u64::from(serial) + 1);
+            notices.extend(Frame::Fin(Fin { proxy, flow, bytes: 1 }).encode());
+            notices.extend(Frame::Released(Released { proxy, flow }).encode());
             words.extend(Frame::CloseTunnel(CloseTunnel { tunnel: liar.opened[0].tunnel }).encode());
         }
         let begun = Instant::now();
         let mut said = 0;
         while begun.elapsed() < Duration::from_secs(3) && liar.say(&words) {
-            said += words.len();
+            liar.say_on_lane(&notices);
+            said += words.len() + notices.len();
             echo_once(&connect(client.public()), 1).expect("an echo beside the flood");
         }
         let grown = proc::resident_bytes(gateway.pid()).saturating_sub(before);
