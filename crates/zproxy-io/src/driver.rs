@@ -159,6 +159,8 @@ pub struct Stats {
     pub worker_splices: u64,
     /// System calls of `wait` (ring enters or epoll waits).
     pub waits: u64,
+    /// Entries queued for submission (io_uring only).
+    pub submissions: u64,
     /// Completions that overflowed the completion queue (io_uring only; survived, but slow).
     pub cq_overflows: u64,
     /// Times that it watched for results before sleeping (`--busy-poll`).
@@ -176,7 +178,7 @@ impl fmt::Display for Stats {
         write!(f, " bytes_spliced={} bytes_copied={}", self.bytes_spliced, self.bytes_copied)?;
         write!(f, " rounds_full={} rounds_short={}", self.rounds_full, self.rounds_short)?;
         write!(f, " worker_splices={} waits={}", self.worker_splices, self.waits)?;
-        write!(f, " cq_overflows={}", self.cq_overflows)?;
+        write!(f, " submissions={} cq_overflows={}", self.submissions, self.cq_overflows)?;
         write!(f, " spins={} spins_found={}", self.spins, self.spins_found)
     }
 }

@@ -115,6 +115,17 @@ pub(crate) fn send(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
     check_count(unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) })
 }
 
+/// `IORING_RECVSEND_POLL_FIRST` (Linux 5.19): a receive waits for news before it tries.
+pub(crate) const RECV_POLL_FIRST: u16 = 1;
+
+/// What the ring would say of a call: a count, or the errno, negative.
+pub(crate) fn result_of(call: io::Result<usize>) -> i32 {
+    match call {
+        Ok(count) => i32::try_from(count).expect("no call moves 2 GiB"),
+        Err(error) => -error.raw_os_error().unwrap_or(libc::EIO),
+    }
+}
+
 /// Non-blocking `splice(2)`; 0 bytes is the end of the stream.
 ///
 /// SPLICE_F_MORE is never set: it corks the socket even with TCP_NODELAY.

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-use crate::policy::Policy;
+use crate::policy::{Path, Policy};
 use crate::{Ending, Fault, Lease, RelayMode, Sock, Token, sys};
 
 /// An operation in flight.
@@ -104,7 +104,7 @@ impl Entry {
             ready,
             registered: false,
             fault: None,
-            policy: Policy::new(relay),
+            policy: Policy::new(relay, Path::Copy),
             inbound: None,
             outbound: None,
             watch: None,

@@ -43,7 +43,7 @@ pub(super) fn take(source: &mut Entry, pools: &Pools, spare: Option<Lease>) -> T
     }
     let spare = spare.map(|lease| lease.store);
     match source.policy.path() {
-        Path::Copy => match spare {
+        Path::Receive | Path::Copy => match spare {
             Some(Store::Buf(buf)) => copy_in(source, buf),
             _ => copy_in(source, pools.bufs.lease()),
         },

@@ -5,12 +5,11 @@ use std::time::Duration;
 use io_uring::{cqueue, opcode, types};
 
 use super::Uring;
-use super::ahead::Ahead;
-use super::entry::{CANCEL, Part, Work, user_data};
+use super::entry::{CANCEL, Key, Part, Work, user_data};
 use crate::{Done, Ending, Outcome, Sock, Token, sock, sys};
 
 impl Uring {
-    pub(super) fn cancel(&mut self, key: usize, part: Part) {
+    pub(super) fn cancel(&mut self, key: Key, part: Part) {
         let target = types::CancelBuilder::user_data(user_data(key, part));
         self.ring.push(&[opcode::AsyncCancel2::new(target).build().user_data(CANCEL)]);
     }
@@ -23,13 +22,10 @@ impl Uring {
         };
         assert!(entity.closing.is_none(), "a socket is closed once");
         entity.closing = Some((token, how));
-        let ahead = match entity.ahead {
-            Ahead::Flying(key) => Some(key),
-            Ahead::No | Ahead::Landed(_) => None,
-        };
-        let keys = [entity.inbound, entity.outbound, entity.watch, ahead];
+        let keys = [entity.inbound, entity.outbound, entity.watch];
         for key in keys.into_iter().flatten() {
-            let entry = self.entries[key].as_ref().expect("an operation in flight has its entry");
+            let entry =
+                self.entries[key as usize].as_ref().expect("an operation in flight has its entry");
             let part = match &entry.work {
                 Work::Fill(fill) => fill.waiting_part(),
                 Work::Drain(drain) => drain.waiting_part(),
@@ -45,8 +41,7 @@ impl Uring {
     pub(super) fn close_when_empty(&mut self, sock: Sock) {
         let Some(entity) = self.socks.get(sock) else { return };
         let Some((token, how)) = entity.closing else { return };
-        let is_flying = matches!(entity.ahead, Ahead::Flying(_));
-        if is_flying || entity.inbound.or(entity.outbound).or(entity.watch).is_some() {
+        if entity.inbound.or(entity.outbound).or(entity.watch).is_some() {
             return;
         }
         let entity = self.socks.remove(sock).expect("it was there a moment ago");
@@ -70,7 +65,7 @@ impl Drop for Uring {
             if self.ring.enter(Some(Duration::from_millis(50))).is_err() {
                 break;
             }
-            for completion in self.ring.reap() {
+            while let Some(completion) = self.ring.next_completion() {
                 self.abandon(&completion);
             }
         }

@@ -1,7 +1,5 @@
 //! Operations in flight: what the driver keeps of each until its last completion is home.
 
-use io_uring::squeue;
-
 use super::rounds::{Drain, Fill};
 use crate::{Fault, Outcome, Sock, Token, sys};
 
@@ -17,15 +15,17 @@ pub(super) enum Part {
 /// `user_data` of cancellations, whose completions say nothing that is not said elsewhere.
 pub(super) const CANCEL: u64 = u64::MAX;
 
-pub(super) fn user_data(key: usize, part: Part) -> u64 {
-    key as u64 | u64::from(part as u32) << 32
+pub(super) fn user_data(key: Key, part: Part) -> u64 {
+    u64::from(key) | u64::from(part as u32) << 32
 }
+
+/// The place of an operation in the driver's slab.
+pub(super) type Key = u32;
 
 /// An operation in flight.
 #[derive(Debug)]
 pub(super) struct Entry {
-    /// None for a fill that nobody has asked for yet.
-    pub(super) token: Option<Token>,
+    pub(super) token: Token,
     pub(super) places: Places,
     /// Completions that have yet to come home.
     pub(super) pending: u8,
@@ -34,13 +34,30 @@ pub(super) struct Entry {
 
 #[derive(Debug)]
 pub(super) enum Work {
-    Accept { listener: Sock },
-    Connect { sock: Sock, address: Box<sys::Address> },
-    Recv { sock: Sock, buf: Vec<u8>, max: usize },
-    Send { sock: Sock, buf: Vec<u8>, sent: usize },
-    Watch { sock: Sock, seen: Option<Outcome> },
+    Accept {
+        listener: Sock,
+    },
+    Connect {
+        sock: Sock,
+        address: Box<sys::Address>,
+    },
+    Recv {
+        sock: Sock,
+        buf: Vec<u8>,
+        max: usize,
+    },
+    Send {
+        sock: Sock,
+        buf: Vec<u8>,
+        sent: usize,
+    },
+    Watch {
+        sock: Sock,
+        seen: Option<Outcome>,
+    },
     Fill(Fill),
-    Drain(Drain),
+    /// Boxed, because a drain rarely waits and is large.
+    Drain(Box<Drain>),
     Bell,
 }
 
@@ -62,7 +79,7 @@ impl Places {
             Work::Send { sock, .. } => Self { outbound: Some(*sock), ..none },
             Work::Watch { sock, .. } => Self { watch: Some(*sock), ..none },
             Work::Fill(fill) => Self { inbound: Some(fill.from), ..none },
-            Work::Drain(drain) => Self { inbound: drain.refill, outbound: Some(drain.to), ..none },
+            Work::Drain(drain) => drain.places(),
             Work::Bell => none,
         }
     }
@@ -74,33 +91,12 @@ impl Places {
 
 /// What becomes of an entry after one of its completions was looked at.
 pub(super) enum Step {
-    /// More completions will come.
+    /// More completions of earlier submissions will come.
     Wait,
-    /// Submit these (linked ones together).
-    Submit(Chain),
+    /// So many submissions were queued for it.
+    Submitted(u8),
     /// It is finished.
     Finish(Outcome),
-}
-
-/// The submissions of one step.
-pub(super) enum Chain {
-    One([squeue::Entry; 1]),
-    Two([squeue::Entry; 2]),
-    Three([squeue::Entry; 3]),
-}
-
-impl Chain {
-    pub(super) fn entries(&self) -> &[squeue::Entry] {
-        match self {
-            Self::One(entries) => entries,
-            Self::Two(entries) => entries,
-            Self::Three(entries) => entries,
-        }
-    }
-}
-
-pub(super) fn one(entry: squeue::Entry) -> Step {
-    Step::Submit(Chain::One([entry]))
 }
 
 /// The outcome of a negative result.

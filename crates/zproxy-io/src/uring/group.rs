@@ -12,10 +12,11 @@ use io_uring::types::BufRingEntry;
 
 use super::ring::Ring;
 
-/// Size of one buffer in bytes. A receive that fills it marks a stream worth splicing.
-pub(super) const BUF_SIZE: usize = 32 << 10;
+/// Size of one buffer in bytes. The kernel uses the buffers in turn, so all of them together had
+/// better stay in the cache; larger messages take the next path.
+pub(super) const BUF_SIZE: usize = 4 << 10;
 /// Buffers of the group; a power of two. When all are out, receives go through heap buffers.
-const BUFS: u16 = 128;
+const BUFS: u16 = 256;
 const GROUP: u16 = 0;
 const PAGE: usize = 4096;
 

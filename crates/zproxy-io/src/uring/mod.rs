@@ -1,13 +1,11 @@
 //! The io_uring backend: one ring per core, made and used on that core's own thread.
 //!
 //! `mod` holds the sockets and the loop; `entry` is an operation in flight; `simple` accepts,
-//! receives and sends; `rounds` moves bytes; `ahead` begins fills early; `closing` brings everything
-//! home; `group` is the provided buffers; `ring` is the ring itself. An operation in flight is an
+//! receives and sends; `rounds` moves bytes; `closing` brings everything home; `group` is the provided buffers; `ring` is the ring itself. An operation in flight is an
 //! [`Entry`] in a slab; its index travels through the kernel in `user_data`, with the part of the operation that a
 //! completion belongs to. An entry is freed when its last completion is home, so a name is never
 //! reused early.
 
-mod ahead;
 mod closing;
 mod entry;
 mod group;
@@ -24,7 +22,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use io_uring::{cqueue, opcode, types};
+use io_uring::{cqueue, opcode, squeue, types};
 use slab::Slab;
 
 pub(crate) use group::RingBuf;
@@ -39,11 +37,15 @@ use crate::{
     Done, Doorbell, Driver, DriverConfig, DriverLost, Ending, Fault, ListenOptions, Op, Outcome,
     Sock, Stats, Token, sock, sys,
 };
-use ahead::Ahead;
-use entry::{CANCEL, Entry, Part, Places, Step, Work, failed, is_interrupted, one, user_data};
+use entry::{CANCEL, Entry, Key, Part, Places, Step, Work, failed, is_interrupted, user_data};
 use group::Group;
 use ring::{Queues, Ring};
 use rounds::{Drain, Fill};
+
+/// Results of one turn; more completions wait for the next one.
+const RESULTS_PER_TURN: usize = 16;
+/// So many turns with results may pass between two looks at what else has happened.
+const BLIND_TURNS_MAX: u8 = 4;
 
 /// The io_uring driver.
 #[derive(Debug)]
@@ -58,6 +60,10 @@ pub struct Uring {
     group: Rc<Group>,
     relay: RelayMode,
     busy: BusyPoll,
+    /// Turns since the ring was last entered.
+    turns_blind: u8,
+    /// A round since then took longer than a look at who else waits.
+    has_moved_much: bool,
     stats: Stats,
 }
 
@@ -65,11 +71,13 @@ pub struct Uring {
 #[derive(Debug)]
 struct Entity {
     fd: OwnedFd,
-    inbound: Option<usize>,
-    outbound: Option<usize>,
-    watch: Option<usize>,
+    inbound: Option<Key>,
+    outbound: Option<Key>,
+    watch: Option<Key>,
     closing: Option<(Token, Ending)>,
     policy: Policy,
+    /// The last take left more behind, or none was tried yet: the next one need not wait for news.
+    has_more: bool,
     /// The last round found no room: wait for room before the next one.
     full: bool,
     /// The first fault that an operation met. The kernel tells an error once, to whoever asks first,
@@ -77,8 +85,6 @@ struct Entity {
     fault: Option<Fault>,
     /// The outbound direction was ended from here.
     has_shut: bool,
-    /// A fill that was begun before it was asked for.
-    ahead: Ahead,
 }
 
 impl Uring {
@@ -105,6 +111,8 @@ impl Uring {
             group,
             relay: config.relay,
             busy: BusyPoll::new(config.busy_poll),
+            turns_blind: 0,
+            has_moved_much: false,
             stats: Stats::default(),
         };
         driver.start(Token::DOORBELL, Work::Bell);
@@ -134,11 +142,11 @@ impl Uring {
             outbound: None,
             watch: None,
             closing: None,
-            policy: Policy::new(self.relay),
+            policy: Policy::new(self.relay, Path::Receive),
+            has_more: true,
             full: false,
             fault: None,
             has_shut: false,
-            ahead: Ahead::No,
         })
     }
 
@@ -147,27 +155,65 @@ impl Uring {
         self.socks.get(sock).is_none_or(|entity| entity.closing.is_some())
     }
 
-    /// Gives an operation its entry and its places, and submits its first step.
+    /// Takes the first step of an operation. What is not finished by it gets an entry.
     fn start(&mut self, token: Token, mut work: Work) {
         let places = Places::of(&work);
-        if places.socks().any(|sock| self.is_closing(sock)) {
-            self.ready.push(Done { token, outcome: Outcome::Failed(Fault::Cancelled) });
+        if !self.is_open(token, places) {
             return;
         }
-        let key = self.entries.insert(None);
-        self.occupy(places, key);
+        let key = self.occupy(places);
         let step = self.first_step(&mut work, key);
-        let copied_ends = match &work {
-            Work::Drain(drain) => drain.copied_ends(),
-            _ => None,
-        };
-        self.settle(key, Entry { token: Some(token), places, pending: 0, work }, step);
-        if let Some((to, from)) = copied_ends {
-            self.fill_ahead(to, from);
+        self.enter_first(token, places, step, || work);
+    }
+
+    /// As [`Self::start`]; a drain seldom waits, and then nothing is kept of it.
+    fn start_drain(&mut self, token: Token, mut drain: Drain) {
+        let places = drain.places();
+        if !self.is_open(token, places) {
+            return;
+        }
+        let key = self.occupy(places);
+        let step = self.first_drain(&mut drain, key);
+        self.enter_first(token, places, step, || Work::Drain(Box::new(drain)));
+    }
+
+    /// Whether an operation's sockets can be worked with; if not, it has failed.
+    fn is_open(&mut self, token: Token, places: Places) -> bool {
+        let is_open = !places.socks().any(|sock| self.is_closing(sock));
+        if !is_open {
+            self.ready.push(Done { token, outcome: Outcome::Failed(Fault::Cancelled) });
+        }
+        is_open
+    }
+
+    fn enter_first(
+        &mut self,
+        token: Token,
+        places: Places,
+        step: Step,
+        work: impl FnOnce() -> Work,
+    ) {
+        match step {
+            Step::Finish(outcome) => {
+                self.ready.push(Done { token, outcome });
+                self.leave(places);
+            }
+            Step::Submitted(pending) => {
+                self.entries.insert(Some(Entry { token, places, pending, work: work() }));
+            }
+            Step::Wait => unreachable!("a first step has nothing to wait for"),
         }
     }
 
-    fn occupy(&mut self, places: Places, key: usize) {
+    /// Queues a submission for the operation with this key.
+    fn queue(&mut self, entry: squeue::Entry, key: Key, part: Part) -> Step {
+        self.ring.push(&[entry.user_data(user_data(key, part))]);
+        Step::Submitted(1)
+    }
+
+    /// Takes an operation's places for the entry that comes next.
+    fn occupy(&mut self, places: Places) -> Key {
+        let key = Key::try_from(self.entries.vacant_key()).expect("operations are few");
         let busy = "one operation of a kind on a socket at a time";
         if let Some(sock) = places.inbound {
             assert!(self.entity(sock).inbound.replace(key).is_none(), "inbound: {busy}");
@@ -178,9 +224,10 @@ impl Uring {
         if let Some(sock) = places.watch {
             assert!(self.entity(sock).watch.replace(key).is_none(), "watch: {busy}");
         }
+        key
     }
 
-    fn vacate(&mut self, places: Places) {
+    fn leave(&mut self, places: Places) {
         if let Some(sock) = places.inbound {
             self.entity(sock).inbound = None;
         }
@@ -190,17 +237,21 @@ impl Uring {
         if let Some(sock) = places.watch {
             self.entity(sock).watch = None;
         }
+    }
+
+    fn vacate(&mut self, places: Places) {
+        self.leave(places);
         for sock in places.socks() {
             self.close_when_empty(sock);
         }
     }
 
-    fn first_step(&mut self, work: &mut Work, key: usize) -> Step {
+    fn first_step(&mut self, work: &mut Work, key: Key) -> Step {
         match work {
             Work::Accept { listener } => self.accept_step(*listener, key),
             Work::Connect { sock, address } => {
                 let entry = opcode::Connect::new(self.fd(*sock), address.as_ptr(), address.len());
-                one(entry.build().user_data(user_data(key, Part::Main)))
+                self.queue(entry.build(), key, Part::Main)
             }
             Work::Recv { sock, buf, max } => {
                 buf.reserve(*max);
@@ -210,38 +261,27 @@ impl Uring {
                 let _ = sock;
                 Step::Finish(Outcome::Sent { buf: std::mem::take(buf) })
             }
-            Work::Send { sock, buf, sent } => self.send_step(*sock, &buf[*sent..], key),
+            Work::Send { sock, buf, sent } => self.first_send(*sock, buf, sent, key),
             Work::Watch { sock, .. } => self.watch_step(*sock, key),
             Work::Fill(fill) => self.first_fill(fill, key),
-            Work::Drain(drain) => self.first_drain(drain, key),
+            Work::Drain(_) => unreachable!("a drain has a start of its own"),
             Work::Bell => self.bell_step(key),
         }
     }
 
     /// Puts an entry where its step says.
-    fn settle(&mut self, key: usize, mut entry: Entry, step: Step) {
+    fn settle(&mut self, key: Key, mut entry: Entry, step: Step) {
         match step {
-            Step::Wait => {
-                assert!(entry.pending > 0, "an operation waits for nothing");
-                self.entries[key] = Some(entry);
-            }
-            Step::Submit(chain) => {
-                entry.pending += chain.entries().len() as u8;
-                self.ring.push(chain.entries());
-                self.entries[key] = Some(entry);
-            }
+            Step::Wait => assert!(entry.pending > 0, "an operation waits for nothing"),
+            Step::Submitted(count) => entry.pending += count,
             Step::Finish(outcome) => {
                 assert_eq!(entry.pending, 0, "an operation ended with completions outstanding");
-                self.entries.remove(key);
-                match entry.token {
-                    Some(token) => {
-                        self.ready.push(Done { token, outcome });
-                        self.vacate(entry.places);
-                    }
-                    None => self.land_ahead(&entry.work, outcome),
-                }
+                self.entries.remove(key as usize);
+                self.ready.push(Done { token: entry.token, outcome });
+                return self.vacate(entry.places);
             }
         }
+        self.entries[key as usize] = Some(entry);
     }
 
     /// One completion has come home.
@@ -249,14 +289,15 @@ impl Uring {
         if completion.user_data() == CANCEL {
             return;
         }
-        let key = (completion.user_data() & u64::from(u32::MAX)) as usize;
+        let key = completion.user_data() as Key;
         let part = match completion.user_data() >> 32 {
             0 => Part::Main,
             1 => Part::Refill,
             _ => Part::Poll,
         };
         let (result, flags) = (completion.result(), completion.flags());
-        let mut entry = self.entries[key].take().expect("an entry waits for its completions");
+        let mut entry =
+            self.entries[key as usize].take().expect("an entry waits for its completions");
         if !cqueue::more(flags) {
             entry.pending -= 1;
         }
@@ -267,14 +308,12 @@ impl Uring {
     fn next_step(
         &mut self,
         entry: &mut Entry,
-        key: usize,
+        key: Key,
         part: Part,
         result: i32,
         flags: u32,
     ) -> Step {
-        let pending = entry.pending;
-        // Only fills lack a token, and they do not use it.
-        let token = entry.token.unwrap_or(Token::DOORBELL);
+        let (token, pending) = (entry.token, entry.pending);
         match &mut entry.work {
             Work::Accept { listener } => self.on_accept(*listener, token, key, result, pending),
             Work::Connect { sock, .. } if result < 0 => self.failed_on(*sock, result),
@@ -298,7 +337,7 @@ impl Uring {
     fn watch_awake(&mut self, until: Option<Duration>) -> Result<bool, DriverLost> {
         let Some(end) = self.busy.begin(self.now(), until) else { return Ok(false) };
         if self.ring.is_loaded() || self.ring.has_task_work() {
-            self.ring.enter(Some(Duration::ZERO))?;
+            self.enter(Some(Duration::ZERO))?;
         }
         if self.ring.has_completions() {
             return Ok(true);
@@ -308,17 +347,25 @@ impl Uring {
         let was_preempted = sys::preemptions() != before;
         self.busy.end(self.now(), Spin { has_found, was_preempted });
         if self.ring.has_task_work() {
-            self.ring.enter(Some(Duration::ZERO))?;
+            self.enter(Some(Duration::ZERO))?;
         }
         Ok(has_found)
     }
 
+    fn enter(&mut self, patience: Option<Duration>) -> Result<(), DriverLost> {
+        self.turns_blind = 0;
+        self.has_moved_much = false;
+        self.ring.enter(patience)
+    }
+
+    /// Looks at the completions that have arrived, but at no more than give a turn's worth of
+    /// results: what a result holds is used while it is in the cache.
     fn reap(&mut self) {
-        let reaped = self.ring.reap();
-        for completion in &reaped {
-            self.complete(completion);
+        while self.ready.len() < RESULTS_PER_TURN
+            && let Some(completion) = self.ring.next_completion()
+        {
+            self.complete(&completion);
         }
-        self.ring.recycle(reaped);
     }
 }
 
@@ -351,8 +398,7 @@ impl Driver for Uring {
     fn release(&mut self, sock: Sock) -> OwnedFd {
         let entity = self.socks.remove(sock).expect("a socket that this driver owns");
         let busy = entity.inbound.or(entity.outbound).or(entity.watch);
-        let is_ahead = !matches!(entity.ahead, Ahead::No);
-        let is_busy = is_ahead || busy.is_some() || entity.closing.is_some();
+        let is_busy = busy.is_some() || entity.closing.is_some();
         assert!(!is_busy, "a released socket is at rest");
         self.stats.socks_closed += 1;
         entity.fd
@@ -368,8 +414,7 @@ impl Driver for Uring {
 
     fn take_now(&mut self, from: Sock, buf: &mut Vec<u8>, max: usize) -> usize {
         let entity = self.entity(from);
-        let is_free = entity.inbound.is_none() && matches!(entity.ahead, Ahead::No);
-        assert!(is_free, "one inbound operation at a time");
+        assert!(entity.inbound.is_none(), "one inbound operation at a time");
         if entity.policy.path() == Path::Splice || entity.closing.is_some() {
             return 0;
         }
@@ -378,6 +423,7 @@ impl Driver for Uring {
         let result = sys::recv(fd, &mut buf[start..], libc::MSG_DONTWAIT);
         let count = *result.as_ref().unwrap_or(&0);
         buf.truncate(start + count);
+        self.entity(from).has_more = count == max;
         self.stats.bytes_copied += count as u64;
         if let Err(error) = result
             && !matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR))
@@ -395,9 +441,10 @@ impl Driver for Uring {
             Op::Recv { sock, buf, max } => Work::Recv { sock, buf, max },
             Op::Send { sock, buf } => Work::Send { sock, buf, sent: 0 },
             Op::Watch { sock } => Work::Watch { sock, seen: None },
-            Op::Fill { from } if self.join_ahead(token, from) => return,
             Op::Fill { from } => Work::Fill(Fill::new(from)),
-            Op::Drain { lease, to, refill } => Work::Drain(Drain::new(lease, to, refill)),
+            Op::Drain { lease, to, refill } => {
+                return self.start_drain(token, Drain::new(lease, to, refill));
+            }
             Op::Close { sock, how } => return self.close(token, sock, how),
         };
         self.start(token, work);
@@ -406,21 +453,24 @@ impl Driver for Uring {
     fn wait(&mut self, until: Option<Duration>, done: &mut Vec<Done>) -> Result<(), DriverLost> {
         loop {
             if !self.ready.is_empty() {
-                // Results are at hand: submit what is queued, and let the kernel post what it has,
-                // but do not sleep.
-                if self.ring.is_loaded() || self.ring.has_task_work() {
-                    self.ring.enter(Some(Duration::ZERO))?;
+                // Results are at hand, so there is no sleeping, and what they lead to goes to the
+                // kernel together with what is queued already; unless that would take long.
+                let is_due = self.has_moved_much || self.turns_blind == BLIND_TURNS_MAX;
+                if !is_due {
+                    self.turns_blind += 1;
+                } else if self.ring.is_loaded() || self.ring.has_task_work() {
+                    self.enter(Some(Duration::ZERO))?;
                 }
                 self.reap();
                 done.append(&mut self.ready);
                 return Ok(());
             }
-            if self.watch_awake(until)? {
+            if self.ring.has_completions() || self.watch_awake(until)? {
                 self.reap();
                 continue;
             }
             let patience = until.map(|until| until.saturating_sub(self.now()));
-            self.ring.enter(patience)?;
+            self.enter(patience)?;
             self.reap();
             if self.ready.is_empty() && patience.is_some_and(|patience| patience.is_zero()) {
                 return Ok(());
@@ -435,6 +485,7 @@ impl Driver for Uring {
             bufs_leased: self.bufs.leased.get() + self.group.leased.get(),
             bufs_returned: self.bufs.returned.get() + self.group.returned.get(),
             waits: self.ring.enters,
+            submissions: self.ring.submissions,
             cq_overflows: self.ring.overflows,
             spins: self.busy.spins,
             spins_found: self.busy.spins_found,

@@ -74,9 +74,10 @@ pub(super) struct Ring {
     ring: IoUring,
     /// Entries that found the submission queue full, chains kept whole.
     backlog: VecDeque<Vec<squeue::Entry>>,
-    reaped: Vec<cqueue::Entry>,
     flags: &'static str,
     pub(super) enters: u64,
+    /// Entries that were queued.
+    pub(super) submissions: u64,
     pub(super) overflows: u64,
 }
 
@@ -103,14 +104,7 @@ impl Ring {
             // refuses (the CPU is outside the cgroup's set), they roam, which is merely slower.
             let _ = submitter.register_iowq_aff(&sys::cpu_set(cpu));
         }
-        Ok(Self {
-            ring,
-            backlog: VecDeque::new(),
-            reaped: Vec::new(),
-            flags,
-            enters: 0,
-            overflows: 0,
-        })
+        Ok(Self { ring, backlog: VecDeque::new(), flags, enters: 0, submissions: 0, overflows: 0 })
     }
 
     /// Ends the set-up: from here on operations are taken, those that the driver has.
@@ -129,6 +123,7 @@ impl Ring {
 
     /// Queues entries that belong together: linked ones are never torn apart by a submission.
     pub(super) fn push(&mut self, entries: &[squeue::Entry]) {
+        self.submissions += entries.len() as u64;
         if !self.backlog.is_empty() || !self.try_push(entries) {
             self.backlog.push_back(entries.to_vec());
         }
@@ -211,16 +206,9 @@ impl Ring {
         }
     }
 
-    /// The completions that have arrived. Give the vector back with [`Self::recycle`].
-    pub(super) fn reap(&mut self) -> Vec<cqueue::Entry> {
-        let mut reaped = std::mem::take(&mut self.reaped);
-        reaped.extend(self.ring.completion());
-        reaped
-    }
-
-    pub(super) fn recycle(&mut self, mut reaped: Vec<cqueue::Entry>) {
-        reaped.clear();
-        self.reaped = reaped;
+    /// Takes the next completion that has arrived.
+    pub(super) fn next_completion(&mut self) -> Option<cqueue::Entry> {
+        self.ring.completion().next()
     }
 }
 

@@ -1,7 +1,12 @@
 //! How bytes move: fills and drains, as steps of ring submissions.
 //!
-//! A fill waits in a receive whose buffer the kernel picks when bytes have come. A drain of copied
-//! bytes is a send. Spliced bytes are drained in one of two ways:
+//! A fill of small messages waits in a receive whose buffer the kernel picks when bytes have come.
+//! Any other waits in a poll, and then takes what is there with recv(2) or splice(2): the kernel uses
+//! the buffers of a group in turn, so large ones would be cold each time.
+//!
+//! Copied bytes are sent at once by send(2), so that a round is over without a completion, and the
+//! next wait submits the next receive; only a sink without room gets a send on the ring, which waits.
+//! Spliced bytes are drained in one of two ways:
 //!
 //! * *inline*: `splice(2)` from this thread, out of the pipe and into it again, without waiting; a
 //!   ring poll waits for room when the sink is full. No worker thread is woken.
@@ -15,8 +20,7 @@
 use io_uring::{cqueue, opcode, squeue, types};
 
 use super::Uring;
-use super::ahead::Ahead;
-use super::entry::{Chain, Part, Step, failed, is_interrupted, one, user_data};
+use super::entry::{Key, Part, Places, Step, failed, is_interrupted, user_data};
 use super::group::{BUF_SIZE, Group};
 use crate::buf::Buf;
 use crate::lease::Store;
@@ -38,7 +42,7 @@ enum FillStage {
     /// Waiting for bytes without a buffer.
     Poll,
     /// Bytes have come and are being spliced into a pipe.
-    Splice(Pipe),
+    Splice(Box<Pipe>),
 }
 
 impl Fill {
@@ -82,6 +86,11 @@ impl Drain {
         Self { to, refill, lease: Some(lease), stage }
     }
 
+    /// The places that it occupies: its refill is the inbound operation of the source.
+    pub(super) fn places(&self) -> Places {
+        Places { inbound: self.refill, outbound: Some(self.to), watch: None }
+    }
+
     /// The submission to cancel so that the drain comes home; none when it comes by itself.
     pub(super) fn waiting_part(&self) -> Option<Part> {
         match self.stage {
@@ -91,10 +100,13 @@ impl Drain {
         }
     }
 
-    /// The sink and the source, when bytes are copied.
-    pub(super) fn copied_ends(&self) -> Option<(Sock, Sock)> {
-        let is_piped = matches!(self.lease.as_ref()?.store, Store::Pipe(_));
-        if is_piped { None } else { self.refill.map(|from| (self.to, from)) }
+    /// What waits to be put, if it is in a buffer.
+    fn held(&mut self) -> &[u8] {
+        match &self.lease().store {
+            Store::Buf(buf) => buf.held(),
+            Store::Ring(buf) => buf.held(),
+            Store::Pipe(_) => unreachable!("a pipe is spliced"),
+        }
     }
 
     fn lease(&mut self) -> &mut Lease {
@@ -123,26 +135,35 @@ fn fault_of_take(result: i32) -> Option<Fault> {
 }
 
 impl Uring {
-    pub(super) fn first_fill(&mut self, fill: &mut Fill, key: usize) -> Step {
-        if self.entity(fill.from).policy.path() == Path::Splice {
-            return self.poll_fill(fill, key);
+    pub(super) fn first_fill(&mut self, fill: &mut Fill, key: Key) -> Step {
+        match self.entity(fill.from).policy.path() {
+            Path::Receive => self.receive(fill, key),
+            Path::Copy if self.entity(fill.from).has_more => self.copy_now(fill, key),
+            Path::Copy | Path::Splice => self.poll_fill(fill, key),
         }
+    }
+
+    fn receive(&mut self, fill: &mut Fill, key: Key) -> Step {
+        let entity = self.entity(fill.from);
+        // Where nothing is left, trying before there is news would be in vain.
+        let flags = if entity.has_more { 0 } else { sys::RECV_POLL_FIRST };
         let entry = opcode::Recv::new(self.fd(fill.from), std::ptr::null_mut(), BUF_SIZE as u32)
             .buf_group(Group::id())
+            .ioprio(flags)
             .build()
             .flags(squeue::Flags::BUFFER_SELECT);
         fill.stage = FillStage::Receive;
-        one(entry.user_data(user_data(key, Part::Main)))
+        self.queue(entry, key, Part::Main)
     }
 
-    fn poll_fill(&mut self, fill: &mut Fill, key: usize) -> Step {
+    fn poll_fill(&mut self, fill: &mut Fill, key: Key) -> Step {
         let events = libc::POLLIN | libc::POLLRDHUP | libc::POLLPRI;
         fill.stage = FillStage::Poll;
         let entry = opcode::PollAdd::new(self.fd(fill.from), events as u32).build();
-        one(entry.user_data(user_data(key, Part::Main)))
+        self.queue(entry, key, Part::Main)
     }
 
-    pub(super) fn on_fill(&mut self, fill: &mut Fill, key: usize, result: i32, flags: u32) -> Step {
+    pub(super) fn on_fill(&mut self, fill: &mut Fill, key: Key, result: i32, flags: u32) -> Step {
         let stage = std::mem::replace(&mut fill.stage, FillStage::Poll);
         match stage {
             FillStage::Receive => self.on_received(fill, key, result, flags),
@@ -155,7 +176,7 @@ impl Uring {
                 if taken > 0 {
                     pipe.note_in(taken);
                     self.entity(fill.from).policy.note_spliced(taken);
-                    return Step::Finish(Outcome::Filled(Lease::new(Store::Pipe(pipe))));
+                    return Step::Finish(Outcome::Filled(Lease::new(Store::Pipe(*pipe))));
                 }
                 match fault_of_take(result) {
                     Some(_) => self.failed_on(fill.from, result),
@@ -167,18 +188,20 @@ impl Uring {
         }
     }
 
-    fn on_received(&mut self, fill: &mut Fill, key: usize, result: i32, flags: u32) -> Step {
+    fn on_received(&mut self, fill: &mut Fill, key: Key, result: i32, flags: u32) -> Step {
         let count = usize::try_from(result).unwrap_or(0);
         // An unused buffer goes straight back.
         let buf = cqueue::buffer_select(flags).map(|id| self.group.take(id, count));
         match (result, buf) {
             (1.., Some(buf)) => {
-                self.entity(fill.from).policy.note_copied(count, BUF_SIZE);
+                let entity = self.entity(fill.from);
+                entity.has_more = cqueue::sock_nonempty(flags);
+                entity.policy.note_copied(count, BUF_SIZE);
                 Step::Finish(Outcome::Filled(Lease::new(Store::Ring(buf))))
             }
             (0, _) => self.ended(fill.from),
             _ if -result == libc::ENOBUFS => {
-                self.again(fill, |driver, fill| driver.poll_fill(fill, key))
+                self.again(fill, |driver, fill| driver.copy_now(fill, key))
             }
             _ if is_interrupted(result) || -result == libc::EAGAIN => {
                 self.again(fill, |driver, fill| driver.first_fill(fill, key))
@@ -220,7 +243,7 @@ impl Uring {
     }
 
     /// There are bytes (or an end): take them through a pipe, or a heap buffer where there is none.
-    fn take_polled(&mut self, fill: &mut Fill, key: usize) -> Step {
+    fn take_polled(&mut self, fill: &mut Fill, key: Key) -> Step {
         if self.is_closing(fill.from) {
             return failed(-libc::ECANCELED);
         }
@@ -232,13 +255,13 @@ impl Uring {
             return self.splice_now(fill, key, pipe);
         }
         let entry = splice(self.fd(fill.from), types::Fd(pipe.write_end()), pipe.size());
-        fill.stage = FillStage::Splice(pipe);
+        fill.stage = FillStage::Splice(Box::new(pipe));
         self.stats.worker_splices += 1;
-        one(entry.user_data(user_data(key, Part::Main)))
+        self.queue(entry, key, Part::Main)
     }
 
     /// Takes what is there into a pipe, at once.
-    fn splice_now(&mut self, fill: &mut Fill, key: usize, mut pipe: Pipe) -> Step {
+    fn splice_now(&mut self, fill: &mut Fill, key: Key, mut pipe: Pipe) -> Step {
         match sys::splice(self.fd(fill.from).0, pipe.write_end(), pipe.size()) {
             Ok(taken @ 1..) => {
                 pipe.note_in(taken);
@@ -256,12 +279,17 @@ impl Uring {
     }
 
     /// Takes what is there into a heap buffer, at once.
-    fn copy_now(&mut self, fill: &mut Fill, key: usize) -> Step {
+    fn copy_now(&mut self, fill: &mut Fill, key: Key) -> Step {
         let mut buf = self.bufs.lease();
+        let space = buf.space().len();
         match sys::recv(self.fd(fill.from).0, buf.space(), libc::MSG_DONTWAIT) {
             Ok(0) => self.ended(fill.from),
             Ok(count) => {
                 buf.note_in(count);
+                self.has_moved_much |= count == space;
+                let entity = self.entity(fill.from);
+                entity.has_more = count == space;
+                entity.policy.note_copied(count, space);
                 Step::Finish(Outcome::Filled(Lease::new(Store::Buf(buf))))
             }
             Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {
@@ -271,7 +299,7 @@ impl Uring {
         }
     }
 
-    pub(super) fn first_drain(&mut self, drain: &mut Drain, key: usize) -> Step {
+    pub(super) fn first_drain(&mut self, drain: &mut Drain, key: Key) -> Step {
         assert!(!drain.lease().is_empty(), "a drain has something to put");
         if !matches!(drain.lease().store, Store::Pipe(_)) {
             self.put_copied(drain, key)
@@ -284,49 +312,37 @@ impl Uring {
         }
     }
 
-    /// Begins the next fill together with the send, where the sink seems to have room: what it takes
-    /// would wait otherwise.
-    pub(super) fn fill_ahead(&mut self, to: Sock, from: Sock) {
-        let is_quick = !self.entity(to).full
-            && !self.is_closing(from)
-            && self.entity(from).policy.path() == Path::Copy
-            && matches!(self.entity(from).ahead, Ahead::No);
-        if is_quick {
-            self.start_ahead(from);
+    /// Sends what the buffer holds: at once what finds room at once, and when there is none, through
+    /// the ring, which waits for it. A slow sink does not keep a buffer of the group.
+    fn put_copied(&mut self, drain: &mut Drain, key: Key) -> Step {
+        let to = self.fd(drain.to);
+        if !self.entity(drain.to).full {
+            let result = sys::result_of(sys::send(to.0, drain.held()));
+            return self.on_sent(drain, key, result);
         }
-    }
-
-    /// Sends what the buffer holds: at first only what finds room at once, so that a slow sink is
-    /// noticed and does not keep a buffer of the group.
-    fn put_copied(&mut self, drain: &mut Drain, key: usize) -> Step {
-        let patient = self.entity(drain.to).full;
-        if patient && let Store::Ring(buf) = &drain.lease().store {
-            let copy = self.copy_out(buf.held());
+        if let Store::Ring(_) = &drain.lease().store {
+            let copy = self.copy_out(drain.held());
             drain.lease = Some(Lease::new(Store::Buf(copy)));
         }
         drain.stage = DrainStage::Send;
-        let to = self.fd(drain.to);
-        let held = match &drain.lease().store {
-            Store::Buf(buf) => buf.held(),
-            Store::Ring(buf) => buf.held(),
-            Store::Pipe(_) => unreachable!("a pipe is spliced"),
-        };
-        let flags = libc::MSG_NOSIGNAL | if patient { 0 } else { libc::MSG_DONTWAIT };
-        let entry = opcode::Send::new(to, held.as_ptr(), held.len() as u32).flags(flags).build();
-        one(entry.user_data(user_data(key, Part::Main)))
+        let held = drain.held();
+        let entry = opcode::Send::new(to, held.as_ptr(), held.len() as u32)
+            .flags(libc::MSG_NOSIGNAL)
+            .build();
+        self.queue(entry, key, Part::Main)
     }
 
     fn is_chained(&mut self, sock: Sock) -> bool {
         self.entity(sock).policy.is_splice_only()
     }
 
-    fn await_room(&mut self, drain: &mut Drain, key: usize) -> Step {
+    fn await_room(&mut self, drain: &mut Drain, key: Key) -> Step {
         drain.stage = DrainStage::Room;
         let entry = opcode::PollAdd::new(self.fd(drain.to), libc::POLLOUT as u32).build();
-        one(entry.user_data(user_data(key, Part::Main)))
+        self.queue(entry, key, Part::Main)
     }
 
-    fn on_room(&mut self, drain: &mut Drain, key: usize, result: i32) -> Step {
+    fn on_room(&mut self, drain: &mut Drain, key: Key, result: i32) -> Step {
         if result < 0 && !is_interrupted(result) {
             return self.failed_on(drain.to, result);
         }
@@ -338,7 +354,7 @@ impl Uring {
     }
 
     /// Puts what the pipe holds, as far as there is room, and refills it when it is empty.
-    fn splice_inline(&mut self, drain: &mut Drain, key: usize) -> Step {
+    fn splice_inline(&mut self, drain: &mut Drain, key: Key) -> Step {
         let to = self.fd(drain.to).0;
         let Store::Pipe(pipe) = &mut drain.lease().store else { unreachable!("a pipe") };
         let put = match sys::splice(pipe.read_end(), to, pipe.held()) {
@@ -351,6 +367,7 @@ impl Uring {
             }
         };
         assert!(put > 0, "a pipe with bytes in it is not at its end");
+        self.has_moved_much = true;
         pipe.note_out(put);
         let left = pipe.held();
         self.stats.bytes_spliced += put as u64;
@@ -381,12 +398,9 @@ impl Uring {
         self.drained(drain, put, taken, source)
     }
 
-    /// Whether more may be spliced from a source now. Not past a fill that was begun ahead: its bytes
-    /// come first.
+    /// Whether more may be spliced from a source now.
     fn is_spliced(&mut self, from: Sock) -> bool {
-        !self.is_closing(from)
-            && self.entity(from).policy.path() == Path::Splice
-            && matches!(self.entity(from).ahead, Ahead::No)
+        !self.is_closing(from) && self.entity(from).policy.path() == Path::Splice
     }
 
     fn copy_out(&self, held: &[u8]) -> Buf {
@@ -397,13 +411,13 @@ impl Uring {
     }
 
     /// `[wait for room →] drain exactly what the pipe holds [→ refill it]`.
-    fn chain_step(&mut self, drain: &mut Drain, key: usize) -> Step {
+    fn chain_step(&mut self, drain: &mut Drain, key: Key) -> Step {
         let refill = drain.refill.filter(|&from| self.is_spliced(from));
         let polls = self.entity(drain.to).full;
         let to = self.fd(drain.to);
         let Store::Pipe(pipe) = &drain.lease().store else { unreachable!("a pipe is spliced") };
-        let put = splice(types::Fd(pipe.read_end()), to, pipe.held())
-            .user_data(user_data(key, Part::Main));
+        let put = splice(types::Fd(pipe.read_end()), to, pipe.held());
+        let put = put.user_data(user_data(key, Part::Main));
         let (write_end, size) = (types::Fd(pipe.write_end()), pipe.size());
         let poll = opcode::PollAdd::new(to, libc::POLLOUT as u32).build();
         let poll = link(poll.user_data(user_data(key, Part::Poll)));
@@ -412,18 +426,20 @@ impl Uring {
         });
         self.stats.worker_splices += 1 + u64::from(take.is_some());
         drain.stage = DrainStage::Chain { polls, put: None, taken: None };
-        Step::Submit(match (polls, take) {
-            (false, None) => Chain::One([put]),
-            (false, Some(take)) => Chain::Two([link(put), take]),
-            (true, None) => Chain::Two([poll, put]),
-            (true, Some(take)) => Chain::Three([poll, link(put), take]),
-        })
+        // Together, so that no submission tears them apart.
+        match (polls, take) {
+            (false, None) => self.ring.push(&[put]),
+            (false, Some(take)) => self.ring.push(&[link(put), take]),
+            (true, None) => self.ring.push(&[poll, put]),
+            (true, Some(take)) => self.ring.push(&[poll, link(put), take]),
+        }
+        Step::Submitted(1 + u8::from(polls) + u8::from(refill.is_some()))
     }
 
     pub(super) fn on_drain(
         &mut self,
         drain: &mut Drain,
-        key: usize,
+        key: Key,
         part: Part,
         result: i32,
         pending: u8,
@@ -448,7 +464,7 @@ impl Uring {
         }
     }
 
-    fn on_sent(&mut self, drain: &mut Drain, key: usize, result: i32) -> Step {
+    fn on_sent(&mut self, drain: &mut Drain, key: Key, result: i32) -> Step {
         let closing = self.is_closing(drain.to);
         if -result == libc::EAGAIN || is_interrupted(result) {
             self.entity(drain.to).full = true;
@@ -478,7 +494,7 @@ impl Uring {
             let entry = splice(self.fd(from), types::Fd(pipe.write_end()), pipe.size());
             drain.stage = DrainStage::Refill { put, pipe };
             self.stats.worker_splices += 1;
-            return one(entry.user_data(user_data(key, Part::Main)));
+            return self.queue(entry, key, Part::Main);
         }
         self.drained(drain, put, 0, SourceNow::Open)
     }
@@ -495,7 +511,7 @@ impl Uring {
         self.drained(drain, put, taken, source)
     }
 
-    fn on_chain(&mut self, drain: &mut Drain, key: usize, put: i32, taken: Option<i32>) -> Step {
+    fn on_chain(&mut self, drain: &mut Drain, key: Key, put: i32, taken: Option<i32>) -> Step {
         let refilled = taken.map_or(0, |taken| self.note_taken(drain, taken));
         let source = taken.map_or(SourceNow::Open, |taken| self.source_after(drain, taken));
         let Store::Pipe(pipe) = &mut drain.lease().store else { unreachable!("a pipe") };

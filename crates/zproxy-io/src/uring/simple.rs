@@ -5,47 +5,65 @@ use std::os::fd::AsRawFd;
 use io_uring::{opcode, types};
 
 use super::Uring;
-use super::entry::{Part, Step, failed, is_interrupted, is_passing, one, user_data};
+use super::entry::{Key, Part, Step, failed, is_interrupted, is_passing};
 use crate::{Done, Fault, Outcome, Sock, Token, sys};
 
 impl Uring {
-    pub(super) fn accept_step(&self, listener: Sock, key: usize) -> Step {
+    pub(super) fn accept_step(&mut self, listener: Sock, key: Key) -> Step {
         let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
         let entry = opcode::AcceptMulti::new(self.fd(listener)).flags(flags).build();
-        one(entry.user_data(user_data(key, Part::Main)))
+        self.queue(entry, key, Part::Main)
     }
 
-    pub(super) fn recv_step(&self, sock: Sock, buf: &mut Vec<u8>, max: usize, key: usize) -> Step {
+    pub(super) fn recv_step(
+        &mut self,
+        sock: Sock,
+        buf: &mut Vec<u8>,
+        max: usize,
+        key: Key,
+    ) -> Step {
         let space = buf.spare_capacity_mut();
         let count = u32::try_from(space.len().min(max)).unwrap_or(u32::MAX);
         let entry = opcode::Recv::new(self.fd(sock), space.as_mut_ptr().cast(), count).build();
-        one(entry.user_data(user_data(key, Part::Main)))
+        self.queue(entry, key, Part::Main)
     }
 
-    pub(super) fn send_step(&self, sock: Sock, rest: &[u8], key: usize) -> Step {
+    /// Sends at once what finds room, and leaves the rest to the ring.
+    pub(super) fn first_send(
+        &mut self,
+        sock: Sock,
+        buf: &mut Vec<u8>,
+        sent: &mut usize,
+        key: Key,
+    ) -> Step {
+        let result = sys::result_of(sys::send(self.fd(sock).0, buf));
+        self.on_send(sock, buf, sent, key, result)
+    }
+
+    pub(super) fn send_step(&mut self, sock: Sock, rest: &[u8], key: Key) -> Step {
         let count = u32::try_from(rest.len()).unwrap_or(u32::MAX);
         let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
         let entry = opcode::Send::new(self.fd(sock), rest.as_ptr(), count).flags(flags).build();
-        one(entry.user_data(user_data(key, Part::Main)))
+        self.queue(entry, key, Part::Main)
     }
 
     /// A multishot poll that asks for nothing: io_uring adds errors, hang-up and the peer's FIN by
     /// itself. Being edge-triggered after its first completion, it does not spin on the FIN.
-    pub(super) fn watch_step(&self, sock: Sock, key: usize) -> Step {
+    pub(super) fn watch_step(&mut self, sock: Sock, key: Key) -> Step {
         let entry = opcode::PollAdd::new(self.fd(sock), 0).multi(true).build();
-        one(entry.user_data(user_data(key, Part::Main)))
+        self.queue(entry, key, Part::Main)
     }
 
-    pub(super) fn bell_step(&self, key: usize) -> Step {
+    pub(super) fn bell_step(&mut self, key: Key) -> Step {
         let entry = opcode::PollAdd::new(types::Fd(self.bell.fd()), libc::POLLIN as u32).build();
-        one(entry.user_data(user_data(key, Part::Main)))
+        self.queue(entry, key, Part::Main)
     }
 
     pub(super) fn on_accept(
         &mut self,
         listener: Sock,
         token: Token,
-        key: usize,
+        key: Key,
         result: i32,
         pending: u8,
     ) -> Step {
@@ -73,7 +91,7 @@ impl Uring {
         sock: Sock,
         buf: &mut Vec<u8>,
         max: usize,
-        key: usize,
+        key: Key,
         result: i32,
     ) -> Step {
         if result >= 0 {
@@ -96,7 +114,7 @@ impl Uring {
         sock: Sock,
         buf: &mut Vec<u8>,
         sent: &mut usize,
-        key: usize,
+        key: Key,
         result: i32,
     ) -> Step {
         if result < 0 && !is_interrupted(result) && -result != libc::EAGAIN {
@@ -116,7 +134,7 @@ impl Uring {
         &mut self,
         sock: Sock,
         seen: &mut Option<Outcome>,
-        key: usize,
+        key: Key,
         result: i32,
         pending: u8,
     ) -> Step {
