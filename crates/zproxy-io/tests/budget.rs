@@ -5,6 +5,8 @@
 //! what is ready when the driver looks does not depend on a scheduler. A count above its ceiling
 //! means that a round has become dearer, not that the machine was busy.
 
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -18,6 +20,10 @@ use zproxy_io::{
 struct Budget {
     /// System calls of `wait`.
     waits: u64,
+    /// Entries submitted to the ring.
+    submissions: u64,
+    /// Calls of the allocator, by the driver: what it keeps for the next message is allocated once.
+    allocations: u64,
     /// Drains, whether or not they put everything.
     rounds: u64,
     /// Pipes and buffers leased.
@@ -29,44 +35,104 @@ struct Budget {
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
-/// There and back, in messages that fit a buffer: the quick path.
-const ECHO_SIZE: u64 = MIB;
-const MESSAGE_SIZE: usize = 16 << 10;
+/// There and back, in messages of some KiB.
+const ECHO: Echo = Echo { count: 64, size: 16 << 10 };
+/// There and back, in messages that fit a small buffer.
+const SMALL_ECHO: Echo = Echo { count: 1_000, size: 64 };
 /// One way, as fast as it goes: the bulk path.
 const BULK_SIZE: u64 = 64 * MIB;
 
 // What was measured (Linux 6.18, the same in every run), and why there is a margin.
 //
-// Echo: 64 messages make 128 hops, each one round with one buffer; the margin is room for four
-// messages that the kernel hands over in two parts.
-//  * uring: a hop is two enters: one brings the message, one submits its send and, with it, the next
-//    fill.
+// Echo of 16 KiB: 64 messages make 128 hops, each one round with one buffer; the margin is room for
+// four messages that the kernel hands over in two parts.
+//  * uring: a hop is one wait with one submission, the poll of the next fill; receive and send are
+//    system calls of their own. The first message of each direction is taken in two parts, of which
+//    the first tells that a small buffer is too small. Nothing is submitted for the last hop.
 //  * epoll: a hop is one wait; receive and send are system calls of their own. Each direction has
 //    tried once in vain before the first message came, with a buffer.
-const ECHO_URING: Budget =
-    Budget { waits: 256 + 8, rounds: 128 + 4, leases: 128 + 4, bytes_copied: 2 * ECHO_SIZE };
-const ECHO_EPOLL: Budget =
-    Budget { waits: 128 + 4, rounds: 128 + 4, leases: 130 + 4, bytes_copied: 2 * ECHO_SIZE };
+const ECHO_URING: Budget = Budget {
+    waits: 128 + 4,
+    submissions: 127 + 5,
+    allocations: 4 + 4,
+    rounds: 130 + 4,
+    leases: 130 + 4,
+    bytes_copied: 2 * MIB,
+};
+const ECHO_EPOLL: Budget = Budget {
+    waits: 128 + 4,
+    submissions: 0,
+    allocations: 1 + 3,
+    rounds: 128 + 4,
+    leases: 130 + 4,
+    bytes_copied: 2 * MIB,
+};
+
+// Echo of 64 B: 2,000 hops, and no message comes in parts. The margin is for the ends.
+//  * uring: a hop is one wait, whose submission is the receive of the next message, and a send.
+//  * epoll: as above.
+const SMALL_URING: Budget = Budget {
+    waits: 2_000 + 4,
+    submissions: 1_999 + 5,
+    allocations: 2 + 4,
+    rounds: 2_000,
+    leases: 2_000 + 4,
+    bytes_copied: 128_000,
+};
+const SMALL_EPOLL: Budget = Budget {
+    waits: 2_000 + 4,
+    submissions: 0,
+    allocations: 1 + 3,
+    rounds: 2_000,
+    leases: 2_002 + 4,
+    bytes_copied: 128_000,
+};
 
 // Bulk: rounds of a whole pipe (1 MiB) out of one pipe; 67 and 66 were measured, and the margin of a
 // quarter is for a kernel whose windows open more slowly, so that the first rounds are smaller. The
-// first buffers are copied, until one was full: 32 KiB and 64 KiB were measured, four buffers are
-// allowed, with a lease each.
-//  * uring: splices inline, and enters only when a far end must let go first: 2 enters.
+// first buffers are copied, until a large one was full: 68 KiB and 64 KiB were measured, four large
+// buffers are allowed, with a lease each.
+//  * uring: splices inline, and enters only when a far end must let go first: 1 enter.
 //  * epoll: looks for news after every fourth turn without: 17 waits.
-const BULK_URING: Budget = Budget { waits: 8, rounds: 80, leases: 6, bytes_copied: 128 * KIB };
-const BULK_EPOLL: Budget = Budget { waits: 24, rounds: 80, leases: 8, bytes_copied: 256 * KIB };
+const BULK_URING: Budget = Budget {
+    waits: 8,
+    submissions: 8,
+    allocations: 5 + 5,
+    rounds: 80,
+    leases: 8,
+    bytes_copied: 256 * KIB,
+};
+const BULK_EPOLL: Budget = Budget {
+    waits: 24,
+    submissions: 0,
+    allocations: 2 + 5,
+    rounds: 80,
+    leases: 8,
+    bytes_copied: 256 * KIB,
+};
 
 /// An echo costs no more than its messages need.
 #[test]
 fn echo_uring() {
-    on_uring(|driver| Relay::new(driver).echo(), &ECHO_URING);
+    on_uring(|driver| Relay::new(driver).echo(ECHO), &ECHO_URING);
 }
 
 /// As above, with the reference.
 #[test]
 fn echo_epoll() {
-    on_epoll(|driver| Relay::new(driver).echo(), &ECHO_EPOLL);
+    on_epoll(|driver| Relay::new(driver).echo(ECHO), &ECHO_EPOLL);
+}
+
+/// A small message costs a wait, a submission and a send a hop, and no memory.
+#[test]
+fn small_echo_uring() {
+    on_uring(|driver| Relay::new(driver).echo(SMALL_ECHO), &SMALL_URING);
+}
+
+/// As above, with the reference.
+#[test]
+fn small_echo_epoll() {
+    on_epoll(|driver| Relay::new(driver).echo(SMALL_ECHO), &SMALL_EPOLL);
 }
 
 /// A bulk transfer is spliced but for its beginning, in large rounds.
@@ -81,22 +147,25 @@ fn bulk_epoll() {
     on_epoll(|driver| Relay::new(driver).bulk(), &BULK_EPOLL);
 }
 
-fn on_uring(transfer: fn(Uring) -> Stats, budget: &Budget) {
+fn on_uring(transfer: fn(Uring) -> Cost, budget: &Budget) {
     match Uring::new(&DriverConfig::default()) {
         Ok(driver) => judge(&transfer(driver), budget),
         Err(obstacle) => eprintln!("skipped: no uring here: {obstacle}"),
     }
 }
 
-fn on_epoll(transfer: fn(Epoll) -> Stats, budget: &Budget) {
+fn on_epoll(transfer: fn(Epoll) -> Cost, budget: &Budget) {
     let driver = Epoll::new(&DriverConfig::default()).expect("epoll is always there");
     judge(&transfer(driver), budget);
 }
 
-fn judge(stats: &Stats, budget: &Budget) {
-    println!("{stats}");
+fn judge(cost: &Cost, budget: &Budget) {
+    let Cost { stats, allocations } = cost;
+    println!("{stats} allocations={allocations}");
     let counts = [
         ("waits", stats.waits, budget.waits),
+        ("submissions", stats.submissions, budget.submissions),
+        ("allocations", *allocations, budget.allocations),
         ("rounds", stats.rounds_full + stats.rounds_short, budget.rounds),
         ("leases", stats.pipes_leased + stats.bufs_leased, budget.leases),
         ("bytes_copied", stats.bytes_copied, budget.bytes_copied),
@@ -108,10 +177,66 @@ fn judge(stats: &Stats, budget: &Budget) {
     assert!(over.is_empty(), "over budget (name, count, ceiling): {over:?}; {stats}");
 }
 
+/// So many messages of this size, there and back, one at a time.
+#[derive(Clone, Copy)]
+struct Echo {
+    count: u64,
+    size: usize,
+}
+
+/// What a transfer cost.
+struct Cost {
+    stats: Stats,
+    allocations: u64,
+}
+
+/// The system's allocator, counting per thread what it is asked for.
+struct Counting;
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+fn note_allocation() {
+    // A thread that is ending may have no counter any more; nothing is judged then.
+    let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+}
+
+// SAFETY: every call is passed on to the system's allocator unchanged, and the counter neither
+// allocates nor unwinds.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        note_allocation();
+        // SAFETY: the caller's promise is that of the system's allocator.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        note_allocation();
+        // SAFETY: the caller's promise is that of the system's allocator.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, place: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        note_allocation();
+        // SAFETY: the caller's promise is that of the system's allocator.
+        unsafe { System.realloc(place, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise is that of the system's allocator.
+        unsafe { System.dealloc(place, layout) }
+    }
+}
+
 /// A driver between two far ends, with a pump each way.
 struct Relay<D: Driver> {
     driver: D,
     done: Vec<Done>,
+    allocations: u64,
     /// From where to where, by token.
     pumps: [(Sock, Sock); 2],
     left: TcpStream,
@@ -136,15 +261,16 @@ impl<D: Driver<Handle = OwnedFd>> Relay<D> {
         driver.wait(Some(Duration::ZERO), &mut done).expect("the driver lives");
         assert!(done.is_empty(), "nothing has been sent yet: {done:?}");
         let before = driver.stats();
-        Self { driver, done, pumps, left, right, before }
+        Self { driver, done, allocations: 0, pumps, left, right, before }
     }
 
     /// Waits for results and goes on after each.
     fn turn(&mut self) {
+        let allocations = ALLOCATIONS.get();
         let until = self.driver.now() + PATIENCE;
         self.driver.wait(Some(until), &mut self.done).expect("the driver lives");
         assert!(!self.done.is_empty(), "nothing happened for {PATIENCE:?}");
-        for Done { token, outcome } in std::mem::take(&mut self.done) {
+        for Done { token, outcome } in self.done.drain(..) {
             let (from, to) = self.pumps[usize::try_from(token.0).expect("a number of a pump")];
             let lease = match outcome {
                 Outcome::Filled(lease) => Some(lease),
@@ -157,18 +283,19 @@ impl<D: Driver<Handle = OwnedFd>> Relay<D> {
             };
             self.driver.submit(token, op);
         }
+        self.allocations += ALLOCATIONS.get() - allocations;
     }
 
     /// Messages from left to right and back, one at a time.
-    fn echo(mut self) -> Stats {
-        let mut message = [0x5a; MESSAGE_SIZE];
-        for _ in 0..ECHO_SIZE / MESSAGE_SIZE as u64 {
+    fn echo(mut self, echo: Echo) -> Cost {
+        let mut message = vec![0x5a; echo.size];
+        for _ in 0..echo.count {
             self.left.write_all(&message).expect("room for one message");
             self.receive(&mut message, |relay| &relay.right);
             self.right.write_all(&message).expect("room for one message");
             self.receive(&mut message, |relay| &relay.left);
         }
-        self.cost(2 * ECHO_SIZE)
+        self.cost(2 * echo.count * echo.size as u64)
     }
 
     fn receive(&mut self, message: &mut [u8], end: fn(&Self) -> &TcpStream) {
@@ -182,7 +309,7 @@ impl<D: Driver<Handle = OwnedFd>> Relay<D> {
     }
 
     /// A stream from left to right; each end does all it can between two turns.
-    fn bulk(mut self) -> Stats {
+    fn bulk(mut self) -> Cost {
         let (chunk, mut sink) = (vec![0xa5; 256 << 10], vec![0; 256 << 10]);
         let (mut sent, mut came) = (0, 0);
         while came < BULK_SIZE {
@@ -209,14 +336,19 @@ impl<D: Driver<Handle = OwnedFd>> Relay<D> {
     }
 
     /// What the transfer cost, once the driver knows that its last bytes were put.
-    fn cost(mut self, size: u64) -> Stats {
+    fn cost(mut self, size: u64) -> Cost {
         let put = |stats: Stats| stats.bytes_spliced + stats.bytes_copied;
         while put(self.driver.stats()) < size {
             self.turn();
         }
         let (now, before) = (self.driver.stats(), self.before);
         assert_eq!(put(now), size, "every byte is counted once: {now}");
-        Stats { waits: now.waits - before.waits, ..now }
+        let stats = Stats {
+            waits: now.waits - before.waits,
+            submissions: now.submissions - before.submissions,
+            ..now
+        };
+        Cost { stats, allocations: self.allocations }
     }
 }
 
