@@ -415,6 +415,20 @@ pub fn raise_descriptor_limit() -> u64 {
     descriptor_limit().0
 }
 
+/// Raises the limit of locked memory as far as it goes: rings may count against it.
+pub fn raise_locked_memory_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is writable.
+    unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) };
+    for wanted in [libc::RLIM_INFINITY, limit.rlim_max] {
+        let most = libc::rlimit { rlim_cur: wanted, rlim_max: wanted };
+        // SAFETY: `most` is readable. A refusal leaves the old limit in place.
+        if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const most) } == 0 {
+            return;
+        }
+    }
+}
+
 /// Ignores SIGPIPE in the whole process: a `splice(2)` to a dead socket would raise it.
 pub fn ignore_sigpipe() {
     // SAFETY: SIG_IGN is a valid disposition and no handler of ours is replaced.

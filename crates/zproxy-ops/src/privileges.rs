@@ -75,6 +75,8 @@ impl Privileges {
     pub fn prepare(&self) -> Result<(), Exit> {
         // Refused only by kernels before 3.5 and by filters, and then there is nothing to be gained.
         let _ = process::forbid_new_privileges();
+        // Rings that are made without privileges count as locked memory.
+        zproxy_io::sys::raise_locked_memory_limit();
         self.limit_dumps()
     }
 

@@ -197,7 +197,12 @@ fn add_descriptors(report: &mut Report, limits: &Limits) {
     report.add("fs.nr_open", shown(per_process), Verdict::Ok, "the most LimitNOFILE can be");
     report.add("fs.file-max", shown(limits.files_max), Verdict::Ok, "");
     let memory = unlimited(limits.locked_memory.soft);
-    report.add("locked memory (memlock)", memory, Verdict::Ok, "not used since Linux 5.12");
+    report.add(
+        "locked memory (memlock)",
+        memory,
+        Verdict::Ok,
+        "rings may count, half a MiB each; raised as far as it goes",
+    );
 }
 
 fn add_network(report: &mut Report, limits: &Limits) {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, cqueue, squeue, types};
 
@@ -29,6 +29,10 @@ impl Default for Queues {
 /// Kernel worker threads for splices. Nothing that blocks is ever handed to them, so two suffice: one
 /// runs while the other is being woken.
 const WORKERS_MAX: u32 = 2;
+
+/// How long a ring waits for memory when it is made, and between two tries.
+const MEMORY_PATIENCE: Duration = Duration::from_secs(3);
+const MEMORY_PAUSE: Duration = Duration::from_millis(20);
 
 /// Why there is no ring.
 #[derive(Debug)]
@@ -93,7 +97,7 @@ impl Ring {
         is_chained: bool,
         queues: Queues,
     ) -> Result<Self, RingError> {
-        let (ring, flags) = build(is_chained, queues)
+        let (ring, flags) = build_patiently(is_chained, queues)
             .map_err(|error| RingError::Setup(RingRefusal::from_setup(error)))?;
         check_opcodes(&ring)?;
         let submitter = ring.submitter();
@@ -209,6 +213,20 @@ impl Ring {
     /// Takes the next completion that has arrived.
     pub(super) fn next_completion(&mut self) -> Option<cqueue::Entry> {
         self.ring.completion().next()
+    }
+}
+
+/// The kernel gives the rings of a process that has died back only a while after it: a program that is
+/// started again at once may find no room until then.
+fn build_patiently(is_chained: bool, queues: Queues) -> io::Result<(IoUring, &'static str)> {
+    let until = Instant::now() + MEMORY_PATIENCE;
+    loop {
+        match build(is_chained, queues) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) && Instant::now() < until => {
+                std::thread::sleep(MEMORY_PAUSE);
+            }
+            built => return built,
+        }
     }
 }
 
