@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use zproxy_tests::{Load, Rng, Site, both_backends, visits};
+use zproxy_tests::{Load, Rng, Site, both_backends};
 
 use crate::length;
 
@@ -40,10 +40,9 @@ both_backends! {
                 drop(disturbance);
             }
             assert!(load.has_progress(50, BACK_DEADLINE), "no progress at the end: {kills:?}");
-            assert!(load.pause(BACK_DEADLINE), "visits do not end");
+            site.expect_pause(&load, BACK_DEADLINE);
             println!("kills of gateway, client: {kills:?}; {:?} {:?}", load.counts(), load.by_kind());
-            assert_eq!(load.faults(), Vec::<String>::new());
-            assert_eq!(visits::inexcusable(&site.local), Vec::<String>::new());
+            site.expect_no_faults(&load, &site.local);
             site.expect_calm(frames);
         });
     }

@@ -125,9 +125,8 @@ both_backends! {
                 drop(disturbance);
             }
             assert!(load.has_progress(20, BACK_DEADLINE), "no progress afterwards");
-            assert!(load.pause(BACK_DEADLINE), "visits do not end");
-            assert_eq!(load.faults(), Vec::<String>::new());
-            assert_eq!(visits::inexcusable(&site.local), Vec::<String>::new());
+            site.expect_pause(&load, BACK_DEADLINE);
+            site.expect_no_faults(&load, &site.local);
             assert_eq!([site.gateway.pid(), site.client.pid()], pids);
             assert_eq!((site.gateway.try_exit(), site.client.try_exit()), (None, None));
             site.expect_calm(frames);

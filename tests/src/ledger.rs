@@ -113,7 +113,10 @@ impl Ledger {
             Role::Client => (self.conns(), stats.cores("closing")),
         };
         law(leaving == 0, "a proxy_conn settles, or a socket is being closed");
-        law(stats.socks() == held, "a socket has no place, or a place no socket");
+        law(
+            stats.socks() == held + stats.cores("lanes"),
+            "a socket has no place, or a place no socket",
+        );
         let frame_now = Frame { pipes: frame.pipes, ..self.frame() };
         law(frame_now == frame, "descriptors or threads beside the flows have changed");
         let spare_pipes = self.descriptors.pipes.saturating_sub(frame.pipes);

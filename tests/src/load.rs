@@ -56,6 +56,8 @@ struct State {
     by_kind: BTreeMap<String, u64>,
     faults: Vec<String>,
     faults_untold: u64,
+    /// Where visitors come from that are under way, with what they do and since when.
+    under_way: BTreeMap<SocketAddr, (Visit, Instant)>,
 }
 
 /// While it lives, visits may break; and those that had begun before it ended.
@@ -94,6 +96,16 @@ impl Load {
     #[must_use]
     pub fn by_kind(&self) -> BTreeMap<String, u64> {
         self.shared.lock().by_kind.clone()
+    }
+
+    /// The visits under way, one by one.
+    #[must_use]
+    pub fn under_way(&self) -> Vec<String> {
+        let state = self.shared.lock();
+        let told = |(from, (visit, since)): (&SocketAddr, &(Visit, Instant))| {
+            format!("public={from} {visit:?} for {:?}", since.elapsed())
+        };
+        state.under_way.iter().map(told).collect()
     }
 
     /// Visits under way.
@@ -187,6 +199,7 @@ impl Shared {
             let mut from = None;
             let made = try_connect(public).map_err(Fault::Broken).and_then(|conn| {
                 from = conn.local_addr().ok();
+                self.set_out(visit, from);
                 visit.make_over(&conn)
             });
             let is_excused = calm.is_none() || calm != self.calm();
@@ -218,6 +231,12 @@ impl Shared {
         !has_ended
     }
 
+    fn set_out(&self, visit: Visit, from: Option<SocketAddr>) {
+        if let Some(from) = from {
+            self.lock().under_way.insert(from, (visit, Instant::now()));
+        }
+    }
+
     fn end(
         &self,
         visit: Visit,
@@ -226,6 +245,9 @@ impl Shared {
         is_excused: bool,
     ) {
         let mut state = self.lock();
+        if let Some(from) = from {
+            state.under_way.remove(&from);
+        }
         match made {
             Ok(()) => {
                 state.counts.flows += 1;

@@ -4,7 +4,11 @@ use std::time::{Duration, Instant};
 
 use crate::clock::{eventually, eventually_some};
 use crate::ledger::{Frame, Ledger, Role};
-use crate::programs::{Client, ClientPlan, Gateway, GatewayPlan};
+use crate::load::Load;
+use crate::local::LocalServer;
+use crate::programs::{Client, ClientPlan, Gateway, GatewayPlan, field};
+use crate::stats::is_stats;
+use crate::visits::inexcusable;
 use crate::world::World;
 
 /// Until two programs without visitors are at rest: their pools may still be growing.
@@ -116,5 +120,51 @@ impl Pair {
     pub fn expect_rest(&mut self, frames: Frames) {
         self.expect_rest_apart(frames);
         self.expect_same_conns(REST_DEADLINE);
+    }
+
+    /// Lets nobody begin a visit any more, and waits for those under way.
+    ///
+    /// # Panics
+    /// When they do not end in time, with what is known about them.
+    pub fn expect_pause(&mut self, load: &Load, within: Duration) {
+        if load.pause(within) {
+            return;
+        }
+        let visits = load.under_way();
+        let ledgers = self.ledgers();
+        let told = self.told_of(&visits);
+        panic!("visits do not end: {visits:#?}, programs: {told:#?} {ledgers:#?}");
+    }
+
+    /// Checks what visitors and the LocalServer have to complain of.
+    ///
+    /// # Panics
+    /// When there is anything, with what both programs have logged about it.
+    pub fn expect_no_faults(&self, load: &Load, local: &LocalServer) {
+        let (outside, inside) = (load.faults(), inexcusable(local));
+        let is_well = outside.is_empty() && inside.is_empty();
+        let told = if is_well { Vec::new() } else { self.told_of(&outside) };
+        assert!(is_well, "visitors: {outside:#?}, LocalServer: {inside:#?}, programs: {told:#?}");
+    }
+
+    /// What both programs have logged about the flows of visits that went wrong, and about themselves.
+    fn told_of(&self, faults: &[String]) -> Vec<String> {
+        let visitors: Vec<&str> =
+            faults.iter().filter_map(|fault| field(fault, "public")).collect();
+        let is_wanted = |line: &str| {
+            let is_visitor = field(line, "public").is_some_and(|from| visitors.contains(&from));
+            is_visitor || !(line.contains("flow ended") || is_stats(line))
+        };
+        let mut told = self.gateway.err.matching(is_wanted);
+        let flows: Vec<String> = told
+            .iter()
+            .filter(|line| line.contains("flow ended"))
+            .filter_map(|line| Some(field(line, "flow")?.to_owned()))
+            .collect();
+        told.extend(self.client.err.matching(|line| {
+            let is_flow = field(line, "flow").is_some_and(|flow| flows.iter().any(|id| id == flow));
+            is_flow || !(line.contains("flow ended") || is_stats(line))
+        }));
+        told
     }
 }

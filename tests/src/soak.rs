@@ -19,7 +19,6 @@ use crate::local::LocalServer;
 use crate::netns::{GATEWAY_OUTSIDE, Net};
 use crate::pair::{Frames, Pair};
 use crate::pattern::Rng;
-use crate::programs::field;
 use crate::site::{CTL_PORT, PUBLIC_PORT, Site};
 use crate::stats::is_stats;
 use crate::visits::{self, Visit};
@@ -164,7 +163,7 @@ impl Soak {
             self.tell(begun.elapsed());
         }
         self.judge_memory();
-        assert!(self.load.pause(PAUSE_DEADLINE), "{} visits do not end", self.load.open());
+        self.pair.expect_pause(&self.load, PAUSE_DEADLINE);
         for program in [&mut *self.pair.client, &mut *self.pair.gateway] {
             program.terminate();
             assert_eq!(program.wait_exit(REST_DEADLINE), 0, "the exit code");
@@ -253,11 +252,8 @@ impl Soak {
         breaches.extend(client.breaches_under_load(self.frames.client, open));
         assert!(breaches.is_empty(), "under load: {breaches:#?} {gateway:#?} {client:#?}");
 
-        assert!(self.load.pause(PAUSE_DEADLINE), "{} visits do not end", self.load.open());
-        let faults = self.load.faults();
-        assert!(faults.is_empty(), "visitors: {faults:#?}, of which {:#?}", self.told_of(&faults));
-        let faults = visits::inexcusable(&self.local);
-        assert!(faults.is_empty(), "LocalServer: {faults:#?}");
+        self.pair.expect_pause(&self.load, PAUSE_DEADLINE);
+        self.pair.expect_no_faults(&self.load, &self.local);
         let breaches = self.pair.breaches_at_rest(self.frames, REST_DEADLINE);
         assert!(breaches.is_empty(), "at rest: {}", breaches.join("\n"));
         self.pair.expect_same_conns(REST_DEADLINE);
@@ -269,27 +265,6 @@ impl Soak {
             program.err.forget(|line| line.contains("flow ended") || is_stats(line));
         }
         self.load.resume();
-    }
-
-    /// What both programs have logged about the flows of visits that went wrong, and about themselves.
-    fn told_of(&self, faults: &[String]) -> Vec<String> {
-        let visitors: Vec<&str> =
-            faults.iter().filter_map(|fault| field(fault, "public")).collect();
-        let is_wanted = |line: &str| {
-            let is_visitor = field(line, "public").is_some_and(|from| visitors.contains(&from));
-            is_visitor || !(line.contains("flow ended") || is_stats(line))
-        };
-        let mut told = self.pair.gateway.err.matching(is_wanted);
-        let flows: Vec<String> = told
-            .iter()
-            .filter(|line| line.contains("flow ended"))
-            .filter_map(|line| Some(field(line, "flow")?.to_owned()))
-            .collect();
-        told.extend(self.pair.client.err.matching(|line| {
-            let is_flow = field(line, "flow").is_some_and(|flow| flows.iter().any(|id| id == flow));
-            is_flow || !(line.contains("flow ended") || is_stats(line))
-        }));
-        told
     }
 
     /// Behind the warm-up, memory may not grow with time.
