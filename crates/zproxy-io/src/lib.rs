@@ -18,6 +18,8 @@ mod pipe;
 mod policy;
 pub mod probe;
 pub mod process;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod sock;
 pub mod sys;
 mod table;

@@ -17,7 +17,7 @@ pub mod kind {
     pub const DRAIN_INBOUND: u8 = 3;
     /// A watch of the near end.
     pub const WATCH_NEAR: u8 = 4;
-    /// A watch of the far end.
+    /// A watch of the far end. Named by the far key: it may outlive the flow.
     pub const WATCH_FAR: u8 = 5;
     /// The first number that owners may use.
     pub const OWNERS: u8 = 16;
@@ -206,7 +206,7 @@ impl Flow {
         }
         if !self.inbound.is_filling() && !self.far_watched {
             self.far_watched = true;
-            let name = Name { kind: kind::WATCH_FAR, key: keys.flow };
+            let name = Name { kind: kind::WATCH_FAR, key: keys.far };
             driver.submit(name.token(), Op::Watch { sock: self.far });
         }
         self.still

@@ -43,6 +43,12 @@ impl Identity {
         }
     }
 
+    /// A given one.
+    #[cfg(feature = "sim")]
+    pub(crate) fn of(id: ClientId) -> Self {
+        Self { id, _lock: None }
+    }
+
     /// An id for the life of this process.
     pub(crate) fn fresh(random: &mut Random) -> Self {
         Self { id: ClientId::from_random(random.bytes()), warning: None, _lock: None }

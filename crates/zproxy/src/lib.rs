@@ -11,6 +11,14 @@
 //! * `accept`, `flows`, `deadlines`: what the life of every flow needs.
 #![forbid(unsafe_code)]
 
+/// Marks a rare place, so that a simulation can tell that it came by. Nothing in a release build.
+macro_rules! mark {
+    ($name:literal) => {
+        #[cfg(all(feature = "sim", debug_assertions))]
+        zproxy_io::sim::mark($name);
+    };
+}
+
 mod accept;
 pub mod cli;
 pub mod config;
@@ -23,6 +31,9 @@ mod identity;
 mod mailbox;
 mod random;
 mod resolver;
+#[cfg(feature = "sim")]
+#[doc(hidden)]
+pub mod sim;
 mod targets;
 mod worker;
 

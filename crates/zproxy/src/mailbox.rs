@@ -33,8 +33,8 @@ pub(crate) enum Tell {
 pub(crate) enum Report {
     /// A lane to the gateway's data core was lost, or could not be made.
     LaneLost { core: usize, gateway_core: u16 },
-    /// So many flows are left on a data core that is draining.
-    Left { core: usize, flows: usize },
+    /// So many flows, and proxy_conns with and without one, are left on a data core that is draining.
+    Left { core: usize, flows: usize, conns: usize },
     /// A data core has ended; not well when nobody had asked for it.
     Ended { core: usize, is_well: bool },
     /// The resolver's answer for the gateway's name, to the question of this number.

@@ -7,7 +7,7 @@ use zproxy_ops::values::HostPort;
 
 /// What to do with the answer; runs on the resolver's thread, so it should only pass it on. An empty
 /// list means that the name does not resolve.
-type Reply = Box<dyn FnOnce(Vec<SocketAddr>) + Send>;
+pub(crate) type Reply = Box<dyn FnOnce(Vec<SocketAddr>) + Send>;
 
 /// The way to the resolver's thread.
 #[derive(Clone, Debug)]
@@ -25,6 +25,13 @@ impl Resolver {
             }
         })?;
         Ok(Self { ask })
+    }
+
+    /// A resolver whose questions somebody else answers.
+    #[cfg(feature = "sim")]
+    pub(crate) fn by_hand() -> (Self, mpsc::Receiver<(HostPort, Reply)>) {
+        let (ask, asked) = mpsc::channel();
+        (Self { ask }, asked)
     }
 
     /// Asks for the addresses of a target.

@@ -347,6 +347,8 @@ fn sigterm_drains() {
         expect_end(&mut local);
         drop(local);
         expect_fin(&mut world, &proxy, flow, 0);
+        // A gateway that has heard the goodbye closes what is idle.
+        drop((proxy, idle));
         assert_eq!(world.wait().code(), Some(0));
     });
 }

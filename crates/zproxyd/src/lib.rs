@@ -5,6 +5,14 @@
 
 #![forbid(unsafe_code)]
 
+/// Marks a rare place, so that a simulation can tell that it came by. Nothing in a release build.
+macro_rules! mark {
+    ($name:literal) => {
+        #[cfg(all(feature = "sim", debug_assertions))]
+        zproxy_io::sim::mark($name);
+    };
+}
+
 pub mod check;
 pub mod cli;
 pub mod config;
@@ -13,6 +21,9 @@ mod listeners;
 mod mailbox;
 mod random;
 mod serve;
+#[cfg(feature = "sim")]
+#[doc(hidden)]
+pub mod sim;
 mod worker;
 
 use std::ffi::OsString;

@@ -22,6 +22,8 @@ pub(crate) enum Tell<D: Driver> {
     CtlLost { session: SessionNo },
     /// The session goes on over another ctl_conn.
     CtlBack { session: SessionNo },
+    /// The client is stopping: nobody is given to it any more, and its idle proxy_conns are closed.
+    Parting { session: SessionNo },
     /// The session is over: its flows are reset, its proxy_conns and listeners closed.
     SessionOver { session: SessionNo },
     /// Serve a tunnel with this listener.

@@ -1,10 +1,13 @@
-//! Random bytes from the kernel.
+//! Random bytes: the kernel's, or in a simulation those of a seed.
 
 /// Where random bytes come from.
 #[derive(Debug)]
 pub(crate) enum Random {
     /// `getrandom(2)`.
     Kernel,
+    /// A seed, counted on.
+    #[cfg(feature = "sim")]
+    Seed(u64),
 }
 
 impl Random {
@@ -19,6 +22,8 @@ impl Random {
             Self::Kernel => {
                 getrandom::fill(&mut bytes).expect("the kernel gives random bytes");
             }
+            #[cfg(feature = "sim")]
+            Self::Seed(seed) => zproxy_io::sim::random_bytes(seed, &mut bytes),
         }
         bytes
     }

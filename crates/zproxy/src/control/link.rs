@@ -77,7 +77,7 @@ impl Link {
 }
 
 impl<D: Driver> Control<'_, D> {
-    pub(super) fn is_welcomed(&self) -> bool {
+    pub(crate) fn is_welcomed(&self) -> bool {
         matches!(&self.link, Link::Up(ctl) if ctl.door.is_some())
     }
 

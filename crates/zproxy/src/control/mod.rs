@@ -39,6 +39,8 @@ const CLOSE: u8 = 3;
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// Time for the data cores to close everything, and for the last frames to leave.
 const STOP_DEADLINE: Duration = Duration::from_secs(2);
+/// Without a ctl_conn, what was sent last has so much time to reach the gateway.
+const UNTOLD_TIME: Duration = Duration::from_secs(1);
 
 /// A data core, seen from here.
 #[derive(Debug)]
@@ -48,8 +50,8 @@ pub(crate) struct Core {
     letters: Vec<Tell>,
     /// For the next proxy_conn.
     serial: u32,
-    /// Flows that are left, once it has said so while draining.
-    left: Option<usize>,
+    /// Flows and proxy_conns that are left, once it has said so while draining.
+    left: Option<(usize, usize)>,
     is_running: bool,
 }
 
@@ -293,6 +295,16 @@ impl<'a, D: Driver> Control<'a, D> {
         Ok(())
     }
 
+    #[cfg(feature = "sim")]
+    pub(crate) fn closing(&self) -> usize {
+        self.closing
+    }
+
+    #[cfg(feature = "sim")]
+    pub(crate) fn stats(&self) -> zproxy_io::Stats {
+        self.driver.stats()
+    }
+
     fn submit(&mut self, kind: u8, key: Key, op: Op) {
         self.driver.submit(Name { kind, key }.token(), op);
     }
@@ -317,7 +329,7 @@ impl<'a, D: Driver> Control<'a, D> {
         for letter in letters {
             match letter {
                 Report::LaneLost { core, gateway_core } => self.on_lane_lost(core, gateway_core),
-                Report::Left { core, flows } => self.cores[core].left = Some(flows),
+                Report::Left { core, flows, conns } => self.cores[core].left = Some((flows, conns)),
                 Report::Ended { core, is_well } => {
                     self.cores[core].is_running = false;
                     let is_asked = !matches!(self.phase, Phase::Serving | Phase::Draining { .. });
@@ -355,30 +367,45 @@ impl<'a, D: Driver> Control<'a, D> {
     }
 
     fn stop_cores(&mut self, now: Duration) {
-        match self.flows_left() {
-            Some(0) => info!("drained"),
-            left => warn!("stopping with {} flows left", left.unwrap_or_default()),
+        match self.left() {
+            Some((0, _)) => info!("drained"),
+            left => warn!("stopping with {} flows left", left.unwrap_or_default().0),
         }
         self.phase = Phase::Stopping { until: now + STOP_DEADLINE };
         self.tell_all(|| Tell::Stop);
     }
 
-    /// Flows that are left, once every data core has said how many.
-    fn flows_left(&self) -> Option<usize> {
-        self.cores.iter().map(|core| core.left).sum()
+    /// Flows and proxy_conns that are left, once every data core has said how many.
+    fn left(&self) -> Option<(usize, usize)> {
+        self.cores.iter().try_fold((0, 0), |(flows, conns), core| {
+            let (more_flows, more_conns) = core.left?;
+            Some((flows + more_flows, conns + more_conns))
+        })
     }
 
     fn advance_stop(&mut self, now: Duration) {
         match self.phase {
             Phase::Serving => {}
             Phase::Draining { until, next_line } => {
-                let left = self.flows_left();
-                if left == Some(0) || now >= until {
+                let left = self.left();
+                // The gateway closes a proxy_conn when it has taken everything from it. One that has
+                // not heard of our goodbye does not, and is not waited for.
+                let is_told = self.is_welcomed();
+                let until = match left {
+                    Some((0, _)) if !is_told => until.min(now + UNTOLD_TIME),
+                    _ => until,
+                };
+                let is_drained = left == Some((0, 0));
+                if is_drained || now >= until {
                     self.stop_cores(now);
-                } else if now >= next_line {
-                    info!("draining, {} flows left", left.unwrap_or_default());
-                    self.phase = Phase::Draining { until, next_line: now + PROGRESS_INTERVAL };
+                    return;
                 }
+                let is_due = now >= next_line;
+                if is_due {
+                    info!("draining, {} flows left", left.unwrap_or_default().0);
+                }
+                let next_line = if is_due { now + PROGRESS_INTERVAL } else { next_line };
+                self.phase = Phase::Draining { until, next_line };
             }
             Phase::Stopping { until } => {
                 if now >= until || self.cores.iter().all(|core| !core.is_running) {

@@ -254,6 +254,8 @@ impl<D: Driver> Worker<D> {
     pub(super) fn handle(&mut self, key: Key, input: Input) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let State::Connected { machine, .. } = &mut conn.state else { return };
+        #[cfg(all(feature = "sim", debug_assertions))]
+        zproxy_io::sim::mark_step("client", &machine.mode(), &input);
         let actions = machine.handle(input);
         for action in actions {
             self.act(key, action);

@@ -108,6 +108,8 @@ impl<D: Driver> Worker<D> {
         // The ctl_conn may be slower than the proxy_conn: the tunnel's id may still be to come.
         if let Some(&number) = self.tunnels.get(&tunnel) {
             self.find_target(key, number);
+        } else {
+            mark!("start_before_tunnel");
         }
     }
 
@@ -199,6 +201,7 @@ impl<D: Driver> Worker<D> {
         match std::mem::take(&mut local.early.payload) {
             Payload::Awaited => flow.inbound.inherit_fill(),
             Payload::Held(lease) => {
+                mark!("payload_before_dial");
                 let heard = flow.feed_inbound(&mut self.driver, keys, lease);
                 assert_eq!(heard, Heard::Nothing, "the local conn is not open yet");
             }
@@ -209,6 +212,7 @@ impl<D: Driver> Worker<D> {
         let is_ended = local.early.is_ended;
         local.stage = Stage::Flowing { flow, bound_at: now };
         if is_ended {
+            mark!("end_before_dial");
             self.driver.shutdown_write(near);
         }
         self.looks.want(now);

@@ -8,6 +8,8 @@
 //!
 //! [`ProxyConn`]: zproxy_proto::proxy_conn::ProxyConn
 
+#[cfg(feature = "sim")]
+mod census;
 mod conns;
 mod lanes;
 mod local;
@@ -23,6 +25,9 @@ use zproxy_proto::limits::ABORT_DEADLINE;
 use zproxy_proto::proxy_conn::Input;
 use zproxy_proto::wire::AbortCode;
 use zproxy_relay::{Key, Keys, Mailbox, Name, Sender, Slots, kind};
+
+#[cfg(feature = "sim")]
+pub use census::Census;
 
 use crate::config::Settings;
 use crate::deadlines::Deadlines;
@@ -129,8 +134,8 @@ pub(crate) struct Worker<D: Driver> {
     /// Closes that have not come home.
     closing: usize,
     phase: Phase,
-    /// The number of flows last reported.
-    reported: Option<usize>,
+    /// The numbers of flows and proxy_conns last reported.
+    reported: Option<(usize, usize)>,
     /// Empty between turns.
     done: Vec<Done>,
 }
@@ -219,10 +224,10 @@ impl<D: Driver> Worker<D> {
     }
 
     fn report(&mut self) {
-        let flows = self.flows.len();
-        if self.phase == Phase::Draining && self.reported != Some(flows) {
-            self.reported = Some(flows);
-            self.reports.push(Report::Left { core: self.core, flows });
+        let (flows, conns) = (self.flows.len(), self.conns.len());
+        if self.phase == Phase::Draining && self.reported != Some((flows, conns)) {
+            self.reported = Some((flows, conns));
+            self.reports.push(Report::Left { core: self.core, flows, conns });
         }
         self.control.send_all(&mut self.reports);
     }
@@ -306,9 +311,10 @@ impl<D: Driver> Worker<D> {
         for key in flows {
             self.finish(key, end, by);
         }
+        // Idle ones too: a `Start` may be on its way to one, and a FIN would answer it with the end
+        // of an empty stream.
         for key in self.conn_keys(|_| true) {
-            let is_quiet = self.conns.get(key).is_some_and(Conn::is_idle);
-            self.drop_conn(key, if is_quiet { Ending::Clean } else { Ending::Reset });
+            self.drop_conn(key, Ending::Reset);
         }
         self.tunnels.clear();
     }

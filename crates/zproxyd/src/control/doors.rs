@@ -66,6 +66,7 @@ impl<D: Driver> Control<D> {
             }
             Outcome::Failed(zproxy_io::Fault::Cancelled) => {}
             Outcome::Failed(fault) => {
+                mark!("clients_paused");
                 let (until, is_news) = self.shortage.note(self.driver.now());
                 door.paused_until = Some(until);
                 if is_news {

@@ -253,6 +253,18 @@ impl<D: Driver> Control<D> {
         }
     }
 
+    #[cfg(feature = "sim")]
+    pub(crate) fn census(&self) -> [usize; 4] {
+        let is_up = |session: &&Session| session.peer.is_some();
+        let up = self.sessions.values().filter(is_up).count();
+        [self.doors.len(), self.peers.len(), self.sessions.len(), up]
+    }
+
+    #[cfg(feature = "sim")]
+    pub(crate) fn stats(&self) -> zproxy_io::Stats {
+        self.driver.stats()
+    }
+
     fn tell(&mut self, core: u16, letter: Tell<D>) {
         if let Some(outbox) = self.outboxes.get_mut(usize::from(core)) {
             outbox.push(letter);

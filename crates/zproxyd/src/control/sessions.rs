@@ -140,6 +140,7 @@ impl<D: Driver> Control<D> {
                 let replay = std::mem::take(&mut known.get_mut().replay);
                 let before = known.insert(Session { replay, ..entry });
                 self.unvouch(before.origin);
+                mark!("resumed");
                 self.tell_all(|| Tell::CtlBack { session: no });
             }
             Entry::Vacant(place) => {
@@ -166,6 +167,7 @@ impl<D: Driver> Control<D> {
                 }
             }
             Before::TakenOver { ended, .. } => {
+                mark!("taken_over");
                 let old = self.sessions.get(&SessionNo(ended.epoch)).and_then(|entry| entry.peer);
                 self.end_session(&ended, "taken over by another run of the client");
                 if let Some(old) = old {
@@ -199,6 +201,7 @@ impl<D: Driver> Control<D> {
     /// A client has stopped in good order: its tunnels close now, but what it has sent last may still
     /// be on its way to visitors, so its flows end by themselves (in-band) and not by a reset.
     fn part(&mut self, ended: &Ended) {
+        mark!("parted");
         let session = SessionNo(ended.epoch);
         info!("client={} session={session} ended: the client has stopped", ended.name);
         if let Some(entry) = self.sessions.remove(&session) {
@@ -253,16 +256,17 @@ impl<D: Driver> Control<D> {
 
     fn say_goodbye(&mut self, key: Key) {
         let Some(peer) = self.peers.get_mut(key) else { return };
-        if let PeerKind::Ctl { said_goodbye, session, .. } = &mut peer.kind {
-            *said_goodbye = true;
-            if let Some(session) = session {
-                info!("session={session} the client is stopping");
-            }
+        let PeerKind::Ctl { said_goodbye, session, .. } = &mut peer.kind else { return };
+        *said_goodbye = true;
+        if let Some(session) = *session {
+            info!("session={session} the client is stopping");
+            self.tell_all(|| Tell::Parting { session });
         }
     }
 
     pub(super) fn expire_sessions(&mut self, now: std::time::Duration) {
         while let Some(ended) = self.registry.poll_expired(now) {
+            mark!("expired");
             self.end_session(&ended, "the client did not come back");
         }
     }

@@ -46,6 +46,9 @@ impl<D: Driver> Worker<D> {
         let Some(conn) = self.conns.get(key) else { return };
         let session = conn.session;
         let Some(entry) = self.sessions.get_mut(&session) else { return };
+        if entry.is_parting {
+            return self.feed(key, Input::Retire);
+        }
         let now = self.driver.now();
         let add = entry.pool.add(key, origin, now);
         self.touched.push(session);
@@ -67,6 +70,18 @@ impl<D: Driver> Worker<D> {
             (Life::Resting, Outcome::Filled(_)) => self.feed(key, Input::Garbage),
             (Life::Resting, Outcome::Eof) => self.feed(key, Input::InBandEof),
             (Life::Resting, _) => self.feed(key, Input::ProxyFailed),
+        }
+    }
+
+    /// The watch of a proxy_conn has come home, perhaps that of an earlier flow.
+    pub(super) fn on_conn_watched(&mut self, key: Key, outcome: Outcome) {
+        let Some(conn) = self.conns.get(key) else { return };
+        match (conn.life, outcome) {
+            (Life::Flowing(public), outcome) => {
+                self.on_flow_done(public, kind::WATCH_FAR, outcome);
+            }
+            (Life::Resting, Outcome::Hangup(Some(_))) => self.feed(key, Input::ProxyFailed),
+            (Life::Resting | Life::Closing, _) => {}
         }
     }
 
@@ -95,6 +110,8 @@ impl<D: Driver> Worker<D> {
         if conn.life == Life::Closing {
             return;
         }
+        #[cfg(all(feature = "sim", debug_assertions))]
+        zproxy_io::sim::mark_step("gateway", &conn.machine.mode(), &input);
         let actions = conn.machine.handle(input);
         for action in actions {
             self.act(key, action);
@@ -122,7 +139,10 @@ impl<D: Driver> Worker<D> {
                     self.end_flow(public, Ending::Clean, "clean", by);
                 }
             }
-            Action::BecomeIdle => self.offer(key, Origin::Returned),
+            Action::BecomeIdle => {
+                mark!("gateway.reuse");
+                self.offer(key, Origin::Returned);
+            }
             Action::CloseClean(why) => {
                 debug!("core={} conn closed: {why}", self.core);
                 self.close_conn(key, Ending::Clean, "clean", By::Gateway);

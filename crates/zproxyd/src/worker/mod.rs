@@ -4,6 +4,8 @@
 //! `mod` is the loop and its messages, `publics` the public side (accept, wait, bind, end), `conns`
 //! the proxy_conns and their machine's actions, `lanes` what is told of flows.
 
+#[cfg(feature = "sim")]
+mod census;
 mod conns;
 mod lanes;
 mod publics;
@@ -19,6 +21,9 @@ use zproxy_proto::id::{FlowId, ProxyId, TunnelId};
 use zproxy_proto::pool::Pool;
 use zproxy_proto::proxy_conn::{Input, Mode, ProxyConn, Reach};
 use zproxy_relay::{Flow, Key, Keys, Mailbox, Name, Sender, Shortage, Slots, kind};
+
+#[cfg(feature = "sim")]
+pub use census::Census;
 
 use crate::config::Settings;
 use crate::mailbox::{Report, SessionNo, Tell};
@@ -93,6 +98,9 @@ struct Session {
     client: String,
     /// Whether proxy_conns can be asked for.
     ctl: Reach,
+    /// The client is stopping. Its proxy_conns are closed from here and not from there: a FIN of the
+    /// client that met a new flow's `Start` would look like the end of an empty answer.
+    is_parting: bool,
     pool: Pool<Key, Key>,
     conns: HashMap<ProxyId, Key>,
     /// By data core of the client.
@@ -330,6 +338,7 @@ impl<D: Driver> Worker<D> {
             ACCEPT => self.on_accept(name.key, done.outcome),
             START => self.on_start_sent(name.key, done.outcome),
             kind::FILL_FAR => self.on_conn_filled(name.key, done.outcome),
+            kind::WATCH_FAR => self.on_conn_watched(name.key, done.outcome),
             CLOSE_PUBLIC => drop(self.publics.remove(name.key)),
             CLOSE_CONN => drop(self.conns.remove(name.key)),
             CLOSE_LISTENER => self.on_listener_closed(name.key),
@@ -344,14 +353,15 @@ impl<D: Driver> Worker<D> {
         match letter {
             Tell::Session { session, client } => {
                 let pool = Pool::new().with_bind_deadline(self.limits.bind_timeout);
-                let (ctl, alarm) = (Reach::Up, None);
+                let (ctl, is_parting, alarm) = (Reach::Up, false, None);
                 let (conns, lanes) = (HashMap::new(), HashMap::new());
-                let entry = Session { client, ctl, pool, conns, lanes, alarm };
+                let entry = Session { client, ctl, is_parting, pool, conns, lanes, alarm };
                 self.sessions.insert(session, entry);
                 self.touched.push(session);
             }
             Tell::CtlLost { session } => self.on_ctl(session, Reach::Lost),
             Tell::CtlBack { session } => self.on_ctl(session, Reach::Up),
+            Tell::Parting { session } => self.part(session),
             Tell::SessionOver { session } => self.end_session(session),
             Tell::Tunnel { session, tunnel, name, listener } => {
                 self.open_tunnel(session, tunnel, name, listener);
@@ -383,8 +393,21 @@ impl<D: Driver> Worker<D> {
         self.touched.push(session);
     }
 
+    fn part(&mut self, session: SessionNo) {
+        let Some(entry) = self.sessions.get_mut(&session) else { return };
+        entry.is_parting = true;
+        let all = entry.pool.clear();
+        for conn in all.surplus {
+            self.feed(conn, Input::Retire);
+        }
+        for key in all.waiters {
+            self.refuse_public(key, "client_stopping");
+        }
+    }
+
     fn end_session(&mut self, session: SessionNo) {
         let Some(entry) = self.sessions.remove(&session) else { return };
+        mark!("session_over");
         debug!("core={} session={session} over conns={}", self.core, entry.conns.len());
         let of_session = |tunnel: &Tunnel| {
             self.listeners.get(tunnel.listener).is_some_and(|listener| listener.session == session)
@@ -485,6 +508,7 @@ impl<D: Driver> Worker<D> {
         entry.alarm = None;
         let due = entry.pool.handle_timeout(now);
         for key in due.waiters {
+            mark!("no_proxy_conn");
             self.refuse_public(key, "no_proxy_conn");
         }
         for key in due.surplus {
@@ -499,7 +523,8 @@ impl<D: Driver> Worker<D> {
         let mut touched = std::mem::take(&mut self.touched);
         for session in touched.drain(..) {
             let Some(entry) = self.sessions.get_mut(&session) else { continue };
-            if entry.ctl == Reach::Up && self.course == Course::Serving {
+            let is_served = entry.ctl == Reach::Up && !entry.is_parting;
+            if is_served && self.course == Course::Serving {
                 let count = entry.pool.poll_wanted(now);
                 if count > 0 {
                     self.outgoing.push(Report::Want { session, core: self.core, count });
@@ -606,6 +631,7 @@ impl<D: Driver> Worker<D> {
                 if listener.state == Accepting::Off {
                     return;
                 }
+                mark!("publics_paused");
                 let (until, is_news) = self.shortage.note(self.driver.now());
                 listener.state = Accepting::Paused { until };
                 if is_news {

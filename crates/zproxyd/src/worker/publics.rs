@@ -83,16 +83,24 @@ impl<D: Driver> Worker<D> {
             self.refuse_public(key, "no_session");
             return;
         };
+        if entry.is_parting {
+            self.refuse_public(key, "client_stopping");
+            return;
+        }
         let take = entry.pool.take(key, now);
         self.touched.push(session);
         match take {
             Take::Conn(conn) => self.bind(key, conn, false),
             Take::Waiting => {
+                mark!("waiting");
                 // A visitor that leaves while it waits is noticed and not paired.
                 let watch = Name { kind: kind::WATCH_NEAR, key };
                 self.driver.submit(watch.token(), Op::Watch { sock });
             }
-            Take::Full => self.refuse_public(key, "waiting_list_full"),
+            Take::Full => {
+                mark!("waiting_list_full");
+                self.refuse_public(key, "waiting_list_full");
+            }
         }
     }
 
@@ -226,6 +234,7 @@ impl<D: Driver> Worker<D> {
                     entry.pool.cancel_wait(key);
                     self.touched.push(session);
                 }
+                mark!("left_while_waiting");
                 self.refuse_public(key, "left_while_waiting");
             }
             PublicState::Waiting | PublicState::Closing => {}

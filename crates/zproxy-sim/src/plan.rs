@@ -1,0 +1,182 @@
+//! What a seed means: the weather, the programs, who visits when, and what goes wrong.
+
+use std::time::Duration;
+
+use zproxy_io::Fault;
+use zproxy_io::sim::{Random, Weather};
+
+use crate::programs::Times;
+use crate::script::Script;
+
+/// Something that goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// The ctl_conn of a client is reset on the way.
+    CutCtl { client: usize },
+    /// Nothing gets to one end (0: the client, 1: the gateway) of a ctl_conn, or to neither (2).
+    DarkenCtl { client: usize, side: usize, time: Duration },
+    /// A proxy_conn is reset on the way.
+    CutProxyConn { client: usize },
+    /// Nothing gets from the gateway to a client (0), or back (1), or either way (2).
+    Partition { client: usize, way: usize, time: Duration },
+    /// A client, or the gateway, is out of something.
+    Starve { who: Option<usize>, time: Duration, of: Fault },
+    /// A client, or the gateway, is not scheduled.
+    Freeze { who: Option<usize>, time: Duration },
+    /// All clocks jump: the machines were suspended.
+    Jump { time: Duration },
+    /// A client, or the gateway, dies, and is started again after a while.
+    Kill { who: Option<usize>, time: Duration },
+    /// A client, or the gateway, is asked to stop, and is started again after a while.
+    Stop { who: Option<usize>, time: Duration },
+    /// A service is down.
+    ServiceDown { tunnel: usize, time: Duration },
+    /// A service does not accept.
+    ServiceStuck { tunnel: usize, time: Duration },
+    /// Names do not resolve.
+    NoNames { time: Duration },
+    /// Very many visitors come at once.
+    Crowd { tunnel: usize, visitors: usize },
+}
+
+impl Trouble {
+    /// How long it lasts.
+    pub(crate) fn time(self) -> Duration {
+        match self {
+            Self::CutCtl { .. } | Self::CutProxyConn { .. } | Self::Crowd { .. } => Duration::ZERO,
+            Self::DarkenCtl { time, .. }
+            | Self::Partition { time, .. }
+            | Self::Starve { time, .. }
+            | Self::Freeze { time, .. }
+            | Self::Jump { time }
+            | Self::Kill { time, .. }
+            | Self::Stop { time, .. }
+            | Self::ServiceDown { time, .. }
+            | Self::ServiceStuck { time, .. }
+            | Self::NoNames { time } => time,
+        }
+    }
+}
+
+/// A visit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Visit {
+    pub(crate) at: Duration,
+    pub(crate) tunnel: usize,
+    pub(crate) script: Script,
+}
+
+/// See the module. Times count from the moment when everything is up.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) weather: Weather,
+    pub(crate) times: Times,
+    pub(crate) gateway_cores: usize,
+    pub(crate) client_cores: usize,
+    /// Which client has a tunnel.
+    pub(crate) owners: Vec<usize>,
+    /// The gateway and the services are found by name.
+    pub(crate) is_named: bool,
+    pub(crate) visits: Vec<Visit>,
+    pub(crate) troubles: Vec<(Duration, Trouble)>,
+}
+
+fn millis(random: &mut Random, least: u64, most: u64) -> Duration {
+    Duration::from_millis(random.between(least, most))
+}
+
+impl Plan {
+    /// The plan of a seed.
+    pub(crate) fn drawn(seed: u64) -> Self {
+        let mut random = Random::new(seed ^ 0x0005_CE7E);
+        let random = &mut random;
+        let weather =
+            if seed.is_multiple_of(16) { Weather::fair() } else { Weather::drawn(random) };
+        let clients = if random.chance(300) { 2 } else { 1 };
+        let tunnels = clients + usize::from(random.chance(300));
+        let owners = (0..tunnels).map(|tunnel| tunnel % clients).collect();
+        let length = millis(random, 2_000, 20_000);
+        let most = Self::bytes_max(&weather);
+        let count = random.between(10, 45);
+        let mut visits: Vec<Visit> = (0..count)
+            .map(|_| Visit {
+                at: millis(random, 0, length.as_millis() as u64),
+                tunnel: random.place(tunnels),
+                script: Script::drawn(random, most),
+            })
+            .collect();
+        visits.sort_by_key(|visit| visit.at);
+        let mut plan = Self {
+            weather,
+            times: Times {
+                grace: Duration::from_secs(if random.chance(500) { 20 } else { 60 }),
+                drain: Duration::from_secs(5),
+                half_close: None,
+            },
+            gateway_cores: 1 + usize::from(random.chance(400)),
+            client_cores: 1 + usize::from(random.chance(400)),
+            owners,
+            is_named: random.chance(300),
+            visits,
+            troubles: Vec::new(),
+        };
+        plan.draw_troubles(random, seed, length, clients);
+        plan
+    }
+
+    /// Byte by byte nobody gets far in a short time.
+    fn bytes_max(weather: &Weather) -> u64 {
+        match (weather.short, weather.tiny) {
+            (400.., 100..) => 3_000,
+            (100.., 100..) => 20_000,
+            _ => 150_000,
+        }
+    }
+
+    fn draw_troubles(&mut self, random: &mut Random, seed: u64, length: Duration, clients: usize) {
+        // Every fourth run has no trouble but the weather: nothing is excused there.
+        let count = if seed.is_multiple_of(4) { 0 } else { random.between(1, 5) };
+        for _ in 0..count {
+            let at = millis(random, 0, length.as_millis() as u64);
+            let trouble = self.draw_trouble(random, clients);
+            self.troubles.push((at, trouble));
+        }
+        self.troubles.sort_by_key(|(at, _)| *at);
+    }
+
+    fn draw_trouble(&self, random: &mut Random, clients: usize) -> Trouble {
+        let client = random.place(clients);
+        let tunnel = random.place(self.owners.len());
+        let who = random.chance(600).then_some(client);
+        let blink = millis(random, 10, 3_000);
+        match random.below(28) {
+            0..=5 => Trouble::CutCtl { client },
+            6..=8 => {
+                let time = millis(random, 100, 12_000);
+                Trouble::DarkenCtl { client, side: random.place(3), time }
+            }
+            9 | 10 => Trouble::CutProxyConn { client },
+            11..=13 => {
+                let time = millis(random, 50, 9_000);
+                Trouble::Partition { client, way: random.place(3), time }
+            }
+            14 | 15 => {
+                let of = if random.chance(700) { Fault::NoDescriptors } else { Fault::NoMemory };
+                Trouble::Starve { who, time: blink, of }
+            }
+            16 | 17 => Trouble::Freeze { who, time: millis(random, 10, 8_000) },
+            18 => Trouble::Jump { time: millis(random, 100, 15_000) },
+            19 | 20 => {
+                let is_long = random.chance(300);
+                let time = if is_long { self.times.grace + 5 * blink } else { blink };
+                Trouble::Kill { who, time }
+            }
+            21 | 22 => Trouble::Stop { who, time: blink },
+            23 => Trouble::ServiceDown { tunnel, time: blink },
+            24 => Trouble::ServiceStuck { tunnel, time: 2 * blink },
+            25 if self.is_named => Trouble::NoNames { time: blink },
+            26 if random.chance(250) => Trouble::Crowd { tunnel, visitors: 2_200 },
+            _ => Trouble::Crowd { tunnel, visitors: 60 },
+        }
+    }
+}

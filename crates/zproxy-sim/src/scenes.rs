@@ -1,0 +1,96 @@
+//! What the sweep has found once, as plans of their own that no change of the drawing changes.
+
+use std::time::Duration;
+
+use zproxy_io::sim::Weather;
+
+use crate::Options;
+use crate::plan::{Plan, Trouble, Visit};
+use crate::programs::Times;
+use crate::run::run_plan;
+use crate::script::Script;
+
+const MS: Duration = Duration::from_millis(1);
+
+/// One client, one tunnel, nothing wrong: 5 ms from machine to machine.
+fn calm() -> Plan {
+    let weather = Weather { latency_min: 5 * MS, latency_max: 5 * MS, ..Weather::fair() };
+    let (grace, drain) = (Duration::from_secs(20), Duration::from_secs(5));
+    Plan {
+        weather,
+        times: Times { grace, drain, half_close: None },
+        gateway_cores: 1,
+        client_cores: 1,
+        owners: vec![0],
+        is_named: false,
+        visits: Vec::new(),
+        troubles: Vec::new(),
+    }
+}
+
+/// Visits at every `step`, from `from` on.
+fn visits(from: Duration, step: Duration, count: u32) -> Vec<Visit> {
+    let visit =
+        |number| Visit { at: from + step * number, tunnel: 0, script: Script::plain(300, 5_000) };
+    (0..count).map(visit).collect()
+}
+
+/// A visitor who comes while a client stops gets an answer or a reset, and never the clean end of an
+/// answer that nobody gave: the client used to close its idle proxy_conns with FIN while a `Start` was
+/// on its way to them.
+#[test]
+fn a_stopping_client_gives_no_empty_answers() {
+    for seed in 0..20 {
+        let mut plan = calm();
+        plan.visits = visits(990 * MS, MS / 2, 60);
+        plan.troubles = vec![(1_000 * MS, Trouble::Stop { who: Some(0), time: 100 * MS })];
+        run_plan(seed, &plan, &Options::default()).unwrap_or_else(|why| panic!("{seed}: {why}"));
+    }
+}
+
+/// The same when the client has no ctl_conn to say goodbye on.
+#[test]
+fn nor_does_one_without_a_ctl_conn() {
+    for seed in 0..20 {
+        let mut plan = calm();
+        plan.visits = visits(990 * MS, 20 * MS, 80);
+        let dark = Trouble::DarkenCtl { client: 0, side: 2, time: 8_000 * MS };
+        let stop = Trouble::Stop { who: Some(0), time: 100 * MS };
+        plan.troubles = vec![(500 * MS, dark), (1_000 * MS, stop)];
+        run_plan(seed, &plan, &Options::default()).unwrap_or_else(|why| panic!("{seed}: {why}"));
+    }
+}
+
+/// A client that stops in good order lets what it has sent last reach a slow visitor.
+#[test]
+fn a_stopping_client_cuts_nothing_off() {
+    for seed in 0..20 {
+        let mut plan = calm();
+        let mut script = Script::plain(300, 400_000);
+        script.visitor.read = 4_000;
+        script.visitor.read_pause = 10 * MS;
+        plan.visits = vec![Visit { at: 900 * MS, tunnel: 0, script }];
+        plan.troubles = vec![(1_000 * MS, Trouble::Stop { who: Some(0), time: 100 * MS })];
+        let report = run_plan(seed, &plan, &Options::default());
+        let report = report.unwrap_or_else(|why| panic!("{seed}: {why}"));
+        assert_eq!(report.flows[1], 0, "seed {seed}: {report:?}");
+    }
+}
+
+/// A proxy_conn that dies unseen takes its own flow along and no other: the watch of one used to be
+/// named by the flow's place, and its result went to whichever proxy_conn had the same place.
+#[test]
+fn a_dead_proxy_conn_harms_its_own_flow_only() {
+    for seed in 0..20 {
+        let mut plan = calm();
+        let mut script = Script::plain(600_000, 100);
+        script.service.read = 100_000;
+        script.service.read_pause = 4_000 * MS;
+        plan.visits = visits(500 * MS, 300 * MS, 5);
+        plan.visits.iter_mut().for_each(|visit| visit.script = script);
+        plan.troubles = vec![(5_000 * MS, Trouble::CutProxyConn { client: 0 })];
+        let report = run_plan(seed, &plan, &Options::default());
+        let report = report.unwrap_or_else(|why| panic!("{seed}: {why}"));
+        assert!(report.flows[1] <= 1, "seed {seed}: {report:?}");
+    }
+}

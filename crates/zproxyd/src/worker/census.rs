@@ -1,0 +1,40 @@
+//! What a data core holds, for the simulator to count.
+
+use zproxy_io::{Driver, Stats};
+use zproxy_proto::proxy_conn::Mode;
+
+use super::Worker;
+
+/// What a data core holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Census {
+    /// Listeners, closing ones included.
+    pub listeners: usize,
+    /// Public conns, closing ones included.
+    pub publics: usize,
+    /// Proxy_conns, closing ones included.
+    pub conns: usize,
+    /// Of these, the ones that are idle.
+    pub idle: usize,
+    /// Tunnels.
+    pub tunnels: usize,
+    /// Sessions.
+    pub sessions: usize,
+    /// The driver's counters.
+    pub stats: Stats,
+}
+
+impl<D: Driver> Worker<D> {
+    pub(crate) fn census(&self) -> Census {
+        let is_idle = |mode| matches!(mode, Mode::Idle);
+        Census {
+            listeners: self.listeners.len(),
+            publics: self.publics.len(),
+            conns: self.conns.len(),
+            idle: self.conns.iter().filter(|(_, conn)| is_idle(conn.machine.mode())).count(),
+            tunnels: self.tunnels.len(),
+            sessions: self.sessions.len(),
+            stats: self.driver.stats(),
+        }
+    }
+}
