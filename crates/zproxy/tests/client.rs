@@ -286,7 +286,7 @@ fn a_lost_session_takes_its_flows_along() {
         ctl.open_tunnel("127.0.0.1:2001".parse().unwrap());
         expect_reset(&mut local);
         expect_reset(&mut proxy.stream);
-        expect_end(&mut idle.stream);
+        expect_reset(&mut idle.stream);
         world.line();
         let line = format!("tunnel web ready public=127.0.0.1:2001 local={at}");
         assert_eq!(world.line(), line);
