@@ -46,7 +46,7 @@ impl Identity {
     /// A given one.
     #[cfg(feature = "sim")]
     pub(crate) fn of(id: ClientId) -> Self {
-        Self { id, _lock: None }
+        Self { id, warning: None, _lock: None }
     }
 
     /// An id for the life of this process.
