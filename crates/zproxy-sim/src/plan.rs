@@ -15,8 +15,10 @@ pub(crate) enum Trouble {
     CutCtl { client: usize },
     /// Nothing gets to one end (0: the client, 1: the gateway) of a ctl_conn, or to neither (2).
     DarkenCtl { client: usize, side: usize, time: Duration },
-    /// A proxy_conn is reset on the way.
+    /// A proxy_conn or lane is reset on the way.
     CutProxyConn { client: usize },
+    /// Nothing gets to one end (0: the client, 1: the gateway) of a proxy_conn or lane.
+    DarkenProxyConn { client: usize, side: usize, time: Duration },
     /// Nothing gets from the gateway to a client (0), or back (1), or either way (2).
     Partition { client: usize, way: usize, time: Duration },
     /// A client, or the gateway, is out of something.
@@ -45,6 +47,7 @@ impl Trouble {
         match self {
             Self::CutCtl { .. } | Self::CutProxyConn { .. } | Self::Crowd { .. } => Duration::ZERO,
             Self::DarkenCtl { time, .. }
+            | Self::DarkenProxyConn { time, .. }
             | Self::Partition { time, .. }
             | Self::Starve { time, .. }
             | Self::Freeze { time, .. }
@@ -149,13 +152,17 @@ impl Plan {
         let tunnel = random.place(self.owners.len());
         let who = random.chance(600).then_some(client);
         let blink = millis(random, 10, 3_000);
-        match random.below(28) {
+        match random.below(30) {
             0..=5 => Trouble::CutCtl { client },
             6..=8 => {
                 let time = millis(random, 100, 12_000);
                 Trouble::DarkenCtl { client, side: random.place(3), time }
             }
-            9 | 10 => Trouble::CutProxyConn { client },
+            9 | 10 | 28 => Trouble::CutProxyConn { client },
+            29 => {
+                let time = millis(random, 100, 12_000);
+                Trouble::DarkenProxyConn { client, side: random.place(2), time }
+            }
             11..=13 => {
                 let time = millis(random, 50, 9_000);
                 Trouble::Partition { client, way: random.place(3), time }

@@ -411,6 +411,13 @@ impl<'a> Run<'a> {
                     self.world.kill_conn(conn);
                 }
             }
+            Trouble::DarkenProxyConn { client, side, time } => {
+                self.harm(time, Breaks::Starters);
+                if let Some(conn) = self.conn_of(client, PROXY_PORT) {
+                    self.crowd.ledger.mark("trouble.darken_proxy_conn");
+                    self.world.darken_conn(conn, side, now + time);
+                }
+            }
             Trouble::Partition { client, way, time } => {
                 self.crowd.ledger.mark("trouble.partition");
                 self.harm(time + seconds(40), Breaks::Starters);
@@ -567,13 +574,15 @@ impl<'a> Run<'a> {
         for (core, it) in gateway.cores.iter().enumerate() {
             let census = it.as_ref().expect("it runs").1.census();
             let open = census.stats.socks_opened - census.stats.socks_closed;
-            let known = (census.listeners + census.publics + census.conns) as u64;
+            let known = census.listeners + census.publics + census.conns + census.lanes;
+            let lanes = self.clients.len() * self.plan.client_cores;
             let is_good = census.publics == 0
                 && census.conns == census.idle
                 && census.listeners == self.plan.owners.len()
                 && census.tunnels == census.listeners
                 && census.sessions == self.clients.len()
-                && open == known
+                && census.lanes == lanes
+                && open == known as u64
                 && census.stats.bufs_leased == census.stats.bufs_returned;
             if !is_good {
                 return Err(format!("gateway core {core} is not at rest: {census:?}"));
@@ -598,7 +607,8 @@ impl<'a> Run<'a> {
                     && census.dialling == 0
                     && census.conns == census.idle
                     && census.names == census.conns
-                    && open == census.conns as u64
+                    && census.lanes == self.plan.gateway_cores
+                    && open == (census.conns + census.lanes) as u64
                     && census.stats.bufs_leased == census.stats.bufs_returned;
                 if !is_good {
                     return Err(format!("client {number} core {core} is not at rest: {census:?}"));

@@ -233,6 +233,34 @@ impl Kernel {
         }
     }
 
+    pub(super) fn take_now(
+        &mut self,
+        driver: usize,
+        sock: Sock,
+        buf: &mut Vec<u8>,
+        max: usize,
+    ) -> usize {
+        let Some(id) = self.id(driver, sock) else { return 0 };
+        assert!(self.sock(id).ops.is_inbound_free(), "inbound: something is in flight");
+        let defer = self.weather.defer;
+        let Some(stream) = self.stream(id) else { return 0 };
+        if max == 0 || self.random.chance(defer) {
+            return 0;
+        }
+        let start = buf.len();
+        let room = self.shorten(max);
+        buf.resize(start + room, 0);
+        let count = match self.read(stream, &mut buf[start..]) {
+            Read::Some(count) => count,
+            Read::Empty | Read::Eof | Read::Failed(_) => 0,
+        };
+        buf.truncate(start + count);
+        if count > 0 {
+            self.count("taken_now");
+        }
+        count
+    }
+
     // --- running operations -------------------------------------------------------------------------
 
     fn list(&mut self, driver: usize, id: SockId) {

@@ -441,6 +441,10 @@ impl Driver for Sim {
         self.kernel.borrow_mut().shutdown_write(self.driver, sock);
     }
 
+    fn take_now(&mut self, from: Sock, buf: &mut Vec<u8>, max: usize) -> usize {
+        self.kernel.borrow_mut().take_now(self.driver, from, buf, max)
+    }
+
     fn submit(&mut self, token: Token, op: Op) {
         self.kernel.borrow_mut().submit(self.driver, token, op);
     }

@@ -16,6 +16,8 @@ pub struct Census {
     pub names: usize,
     /// Proxy_conns that are not open yet.
     pub dialling: usize,
+    /// Lanes.
+    pub lanes: usize,
     /// Flows.
     pub flows: usize,
     /// Closes that have not come home.
@@ -31,6 +33,7 @@ impl<D: Driver> Worker<D> {
             idle: self.conns.iter().filter(|(_, conn)| Conn::is_idle(conn)).count(),
             names: self.by_id.len(),
             dialling: self.dialling,
+            lanes: self.lanes.len(),
             flows: self.flows.len(),
             closing: self.closing,
             stats: self.driver.stats(),

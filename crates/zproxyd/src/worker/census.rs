@@ -16,6 +16,8 @@ pub struct Census {
     pub conns: usize,
     /// Of these, the ones that are idle.
     pub idle: usize,
+    /// Lanes.
+    pub lanes: usize,
     /// Tunnels.
     pub tunnels: usize,
     /// Sessions.
@@ -32,6 +34,7 @@ impl<D: Driver> Worker<D> {
             publics: self.publics.len(),
             conns: self.conns.len(),
             idle: self.conns.iter().filter(|(_, conn)| is_idle(conn.machine.mode())).count(),
+            lanes: self.lanes.len(),
             tunnels: self.tunnels.len(),
             sessions: self.sessions.len(),
             stats: self.driver.stats(),
