@@ -75,6 +75,7 @@ impl Conn {
         matches!(self.state, State::Connecting(_) | State::Connected { work: Work::Opening, .. })
     }
 
+    #[cfg(feature = "sim")]
     pub(super) fn is_idle(&self) -> bool {
         matches!(self.state, State::Connected { work: Work::Idle(_), .. })
     }
