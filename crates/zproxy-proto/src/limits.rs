@@ -79,7 +79,12 @@ pub const ORIGINS_MAX: usize = 16 << 10;
 pub const STRANGER_FRAME_LEN_MAX: usize = 4 << 10;
 /// The most that is read at once from a peer that is not authenticated.
 pub const STRANGER_RECV_MAX: usize = 2 << 10;
-/// Clients with a session, live or in grace. More: `Refused{limit}`.
+/// Letters of the control core that a data core has not taken yet. At the limit nothing more is read
+/// from ctl_conns that have just spoken, and proxy_conns for that data core are reset, until it has
+/// taken some. A client's control thread drops orders for proxy_conns there; the gateway asks again.
+pub const LETTERS_MAX: usize = 4096;
+/// Clients with a session, live or in grace. More: `Refused{limit}`. Also the sessions whose client
+/// has said goodbye and whose last flows are ending. More: those of the oldest are reset.
 pub const CLIENTS_MAX: usize = 4096;
 /// Tunnels of one client. More: `TunnelRefused{limit}`.
 pub const TUNNELS_PER_CLIENT_MAX: usize = 1024;

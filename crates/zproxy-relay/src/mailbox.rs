@@ -56,6 +56,12 @@ impl<T> Sender<T> {
         self.send_all(&mut vec![letter]);
     }
 
+    /// Messages that have not been taken out.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.inner.letters.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// Sends messages in their order and empties `letters`. Rings only when the box was empty:
     /// otherwise the bell has rung already and has not been answered.
     pub fn send_all(&self, letters: &mut Vec<T>) {

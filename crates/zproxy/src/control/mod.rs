@@ -48,6 +48,8 @@ pub(crate) struct Core {
     sender: Sender<Tell>,
     /// Collected until the end of the turn.
     letters: Vec<Tell>,
+    /// Letters that it had not taken when proxy_conns were ordered last.
+    waiting: usize,
     /// For the next proxy_conn.
     serial: u32,
     /// Flows and proxy_conns that are left, once it has said so while draining.
@@ -57,7 +59,8 @@ pub(crate) struct Core {
 
 impl Core {
     pub(crate) fn new(sender: Sender<Tell>) -> Self {
-        Self { sender, letters: Vec::new(), serial: 0, left: None, is_running: true }
+        let letters = Vec::new();
+        Self { sender, letters, waiting: 0, serial: 0, left: None, is_running: true }
     }
 }
 

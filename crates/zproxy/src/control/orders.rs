@@ -7,7 +7,7 @@ use std::time::Duration;
 use zproxy_io::Driver;
 use zproxy_proto::auth;
 use zproxy_proto::id::ProxyId;
-use zproxy_proto::limits::{DIALS_MAX, LANE_RETRY};
+use zproxy_proto::limits::{DIALS_MAX, LANE_RETRY, LETTERS_MAX};
 use zproxy_proto::wire::{Attach, Attached, OpenProxy};
 
 use super::link::Link;
@@ -49,9 +49,16 @@ impl<D: Driver> Control<'_, D> {
         }
         // More than that the data cores would not dial. The gateway asks again.
         let count = usize::from(wanted.count).min(DIALS_MAX * self.cores.len());
+        for core in &mut self.cores {
+            core.waiting = core.sender.waiting();
+        }
         for _ in 0..count {
             let number = self.next_core;
             self.next_core = (number + 1) % self.cores.len();
+            let core = &self.cores[number];
+            if core.waiting + core.letters.len() >= LETTERS_MAX {
+                continue;
+            }
             if !self.lanes.0.contains_key(&(number, wanted.core)) {
                 self.open_lane(number, wanted.core);
             }

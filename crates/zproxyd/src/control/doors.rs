@@ -95,7 +95,7 @@ impl<D: Driver> Control<D> {
                     token: self.token.clone(),
                     server_id: self.server_id,
                     nonce: Nonce(self.random.bytes()),
-                    data_cores: u16::try_from(self.workers.len()).unwrap_or(u16::MAX),
+                    data_cores: u16::try_from(self.post.cores()).unwrap_or(u16::MAX),
                     heartbeat: self.heartbeat,
                 };
                 let machine = Box::new(GatewaySession::new(config, now));

@@ -3,10 +3,13 @@
 //! name; data cores never see an unauthenticated peer.
 //!
 //! `mod` is the loop and the connections that came in; `doors` the listeners, and who may come in;
-//! `sessions` what an authenticated client may do.
+//! `sessions` what an authenticated client may do; `post` what the data cores are told.
 
 mod doors;
+mod post;
 mod sessions;
+#[cfg(test)]
+mod tests;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -29,6 +32,7 @@ use crate::mailbox::{Report, SessionNo, Tell};
 use crate::random::Random;
 use crate::sorted;
 use doors::{Counts, Door, DoorKind};
+use post::Post;
 use sessions::{Opening, Session};
 
 const ACCEPT: u8 = 0;
@@ -42,6 +46,9 @@ const CLOSE_STRAY: u8 = 5;
 const RECV_MAX: usize = 16 << 10;
 /// While draining, progress is logged so often at most.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// While the data cores have too many letters to take, that is looked at so often.
+const FULL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Alarms of peers that are gone are dropped when there are so many.
 const ALARMS_STALE_MAX: usize = 4096;
@@ -105,9 +112,9 @@ enum Course {
 pub(crate) struct Control<D: Driver> {
     driver: D,
     mailbox: Mailbox<Report>,
-    workers: Vec<Sender<Tell<D>>>,
-    /// Messages of this turn, per data core.
-    outboxes: Vec<Vec<Tell<D>>>,
+    post: Post<D>,
+    /// Ctl_conns that are not read while the post is full.
+    held: Vec<Key>,
     doors: Slots<Door>,
     peers: Slots<Peer>,
     strangers: Strangers<Key>,
@@ -142,10 +149,10 @@ pub(crate) struct Control<D: Driver> {
 impl<D: Driver> Control<D> {
     pub(crate) fn new(parts: Parts<D>) -> Self {
         let mut control = Self {
-            outboxes: parts.workers.iter().map(|_| Vec::new()).collect(),
             driver: parts.driver,
             mailbox: parts.mailbox,
-            workers: parts.workers,
+            post: Post::new(parts.workers),
+            held: Vec::new(),
             doors: Slots::default(),
             peers: Slots::default(),
             strangers: Strangers::new(),
@@ -191,9 +198,7 @@ impl<D: Driver> Control<D> {
 
     /// Sends the data cores home. The error says what made the gateway fail.
     pub(crate) fn finish(self, lost: Option<String>) -> Result<(), String> {
-        for worker in &self.workers {
-            worker.send(Tell::Stop);
-        }
+        self.post.tell_all_now(|| Tell::Stop);
         self.log_stats();
         match lost.or(self.failure) {
             Some(why) => Err(why),
@@ -223,9 +228,8 @@ impl<D: Driver> Control<D> {
         self.done = done;
         self.make_room();
         self.on_time(self.driver.now());
-        for (worker, outbox) in self.workers.iter().zip(&mut self.outboxes) {
-            worker.send_all(outbox);
-        }
+        self.post.send();
+        self.read_held();
         Ok(!matches!(self.course, Course::Stopped))
     }
 
@@ -266,14 +270,22 @@ impl<D: Driver> Control<D> {
     }
 
     fn tell(&mut self, core: u16, letter: Tell<D>) {
-        if let Some(outbox) = self.outboxes.get_mut(usize::from(core)) {
-            outbox.push(letter);
-        }
+        self.post.tell(core, letter);
     }
 
     fn tell_all(&mut self, letter: impl Fn() -> Tell<D>) {
-        for outbox in &mut self.outboxes {
-            outbox.push(letter());
+        self.post.tell_all(letter);
+    }
+
+    /// When the data cores have taken enough of their letters, ctl_conns are read again.
+    fn read_held(&mut self) {
+        if self.post.is_full() {
+            return;
+        }
+        for key in std::mem::take(&mut self.held) {
+            if self.peers.get(key).is_some_and(|peer| !peer.is_closing) {
+                self.receive(key, Vec::new());
+            }
         }
     }
 
@@ -308,7 +320,9 @@ impl<D: Driver> Control<D> {
                 machine.handle_bytes(&buf, now);
                 buf.clear();
                 self.advance(key);
-                if self.peers.get(key).is_some_and(|peer| !peer.is_closing) {
+                if self.post.is_full() {
+                    self.held.push(key);
+                } else if self.peers.get(key).is_some_and(|peer| !peer.is_closing) {
                     self.receive(key, buf);
                 }
             }
@@ -342,10 +356,16 @@ impl<D: Driver> Control<D> {
         };
         let genuine = auth::verify_attach_mac(&entry.key, attach);
         let core = attach.proxy.gateway_core();
-        let is_in_range = usize::from(core) < self.workers.len()
+        let is_in_range = usize::from(core) < self.post.cores()
             && attach.proxy.client_core() < entry.client_cores;
         if !genuine || !is_in_range {
             self.turn_away(key, "its proof is wrong");
+            return;
+        }
+        if self.post.is_full_for(core) {
+            // The data core asks for others when it is itself again.
+            self.note_leaving(key, Left::Known);
+            self.close_peer(key, Ending::Reset);
             return;
         }
         if !entry.replay.accept(attach.proxy) {
@@ -461,9 +481,18 @@ impl<D: Driver> Control<D> {
         let expiry = self.registry.poll_timeout();
         let calm = self.shortage.poll_timeout();
         let parted = self.parting.front().map(|(until, _)| *until);
+        let held = (!self.held.is_empty()).then(|| self.driver.now() + FULL_INTERVAL);
         // Whoever came in this turn is listened to in the next, and then somebody makes room.
         let crowd = self.strangers.is_crowded().then_some(Duration::ZERO);
-        paused.chain(alarm).chain(drain).chain(expiry).chain(calm).chain(parted).chain(crowd).min()
+        paused
+            .chain(alarm)
+            .chain(drain)
+            .chain(expiry)
+            .chain(calm)
+            .chain(parted)
+            .chain(crowd)
+            .chain(held)
+            .min()
     }
 
     fn set_alarm(&mut self, key: Key) {
@@ -579,7 +608,7 @@ impl<D: Driver> Control<D> {
         let now = self.driver.now();
         let until = now + self.drain_timeout;
         info!("draining for at most {} s", self.drain_timeout.as_secs_f64());
-        let left = vec![usize::MAX; self.workers.len()];
+        let left = vec![usize::MAX; self.post.cores()];
         self.course = Course::Draining { until, left, logged_at: Duration::ZERO };
         let ctl_doors = self.doors.iter().filter(|(_, door)| door.kind == DoorKind::Ctl);
         let closing: Vec<(Key, Sock)> = ctl_doors.map(|(key, door)| (key, door.sock)).collect();

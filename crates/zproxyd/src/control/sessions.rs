@@ -9,7 +9,7 @@ use zproxy_io::{Driver, Ending};
 use zproxy_proto::auth::{SessionKey, Ticket};
 use zproxy_proto::control::{GatewayEvent, GatewaySession, Session as Welcome};
 use zproxy_proto::id::{CtlId, TunnelId};
-use zproxy_proto::limits::TUNNELS_PER_CLIENT_MAX;
+use zproxy_proto::limits::{CLIENTS_MAX, TUNNELS_PER_CLIENT_MAX};
 use zproxy_proto::registry::{Before, Binding, Decision, Ended, Login, Tunnel, TunnelRefusal};
 use zproxy_proto::replay::Replay;
 use zproxy_proto::strangers::{Left, Origin};
@@ -215,6 +215,11 @@ impl<D: Driver> Control<D> {
         }
         self.tell_all(|| Tell::CtlLost { session });
         self.parting.push_back((self.driver.now() + self.grace, session));
+        if self.parting.len() > CLIENTS_MAX
+            && let Some((_, session)) = self.parting.pop_front()
+        {
+            self.tell_all(|| Tell::SessionOver { session });
+        }
     }
 
     /// Whoever has parted and is not gone by now is gone.
@@ -317,7 +322,7 @@ impl<D: Driver> Control<D> {
     fn bind(&mut self, mut binding: Binding) -> Result<(Tunnel, Bound<D>), TunnelRefusal> {
         let mut last = io::Error::from(io::ErrorKind::AddrInUse);
         while let Some(port) = binding.next_candidate() {
-            let cores = self.workers.len();
+            let cores = self.post.cores();
             let is_ours = self.registry.is_reserved_for(&binding, port);
             match listeners::public::<D>(self.public_bind, port, cores, is_ours) {
                 Ok((handles, at)) => match self.registry.bound(binding, at.port()) {
