@@ -275,6 +275,7 @@ pub struct ClientPlan {
     tunnels: usize,
     args: Vec<OsString>,
     launcher: Vec<OsString>,
+    prefix: Vec<OsString>,
 }
 
 impl ClientPlan {
@@ -289,6 +290,7 @@ impl ClientPlan {
             tunnels: 1,
             args: Vec::new(),
             launcher: Vec::new(),
+            prefix: Vec::new(),
         }
     }
 
@@ -347,11 +349,33 @@ impl ClientPlan {
         self
     }
 
+    /// Another backend than the world's.
+    #[must_use]
+    pub fn backend(mut self, backend: &'static str) -> Self {
+        self.backend = backend;
+        self
+    }
+
+    /// Words before the program's name.
+    #[must_use]
+    pub fn under(mut self, prefix: &[&str]) -> Self {
+        self.prefix = prefix.iter().map(Into::into).collect();
+        self
+    }
+
+    /// Where the client keeps its state.
+    #[must_use]
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
     /// Starts the process and does not wait.
     #[must_use]
     pub fn spawn(&self) -> Program {
-        let mut args: Vec<OsString> =
-            ["zproxy", "--server", &self.server, "--backend", self.backend].map(Into::into).into();
+        let mut args = self.prefix.clone();
+        args.extend(
+            ["zproxy", "--server", &self.server, "--backend", self.backend].map(Into::into),
+        );
         args.extend(["--cores", &self.cores, "--state-dir"].map(Into::into));
         args.push(self.state_dir.clone().into_os_string());
         args.extend(open_to_looks());

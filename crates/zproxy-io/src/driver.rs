@@ -143,6 +143,8 @@ pub struct Stats {
     pub pipes_leased: u64,
     /// Pipes that came back, empty (reused) or not (destroyed).
     pub pipes_returned: u64,
+    /// Pipes that came too small to be of use (`fs.pipe-user-pages-soft`); bytes were copied instead.
+    pub pipes_small: u64,
     /// Buffers leased.
     pub bufs_leased: u64,
     /// Buffers that came back.
@@ -174,6 +176,7 @@ impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "socks_opened={} socks_closed={}", self.socks_opened, self.socks_closed)?;
         write!(f, " pipes_leased={} pipes_returned={}", self.pipes_leased, self.pipes_returned)?;
+        write!(f, " pipes_small={}", self.pipes_small)?;
         write!(f, " bufs_leased={} bufs_returned={}", self.bufs_leased, self.bufs_returned)?;
         write!(f, " bytes_spliced={} bytes_copied={}", self.bytes_spliced, self.bytes_copied)?;
         write!(f, " rounds_full={} rounds_short={}", self.rounds_full, self.rounds_short)?;

@@ -57,7 +57,9 @@ pub enum Op {
     Fill { from: Sock },
     /// Put bytes of `lease` into `to`. Ends when it put at least one: [`Outcome::Drained`]. When it
     /// could put all of them and `refill` names a source, more is taken from there if that needs no
-    /// waiting, so that one operation is a whole round.
+    /// waiting, so that one operation is a whole round. Naming a source says that it will be filled
+    /// again, and a driver may begin that early: until a `Fill` of it has come home, no other inbound
+    /// operation is asked of it and it is not released. Closing it is always possible.
     Drain { lease: Lease, to: Sock, refill: Option<Sock> },
     /// Close the socket: [`Outcome::Closed`]. May be submitted at any time; every other operation
     /// in flight on the socket comes home first (with its result, or failed with

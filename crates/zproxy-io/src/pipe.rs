@@ -15,6 +15,9 @@ use crate::sys;
 pub(crate) const PIPE_SIZE: usize = 1 << 20;
 /// A smaller pipe is not worth splicing through.
 const USEFUL_SIZE: usize = 64 << 10;
+/// After a pipe that was of no use, so many leases are refused without asking the kernel again: it
+/// takes several system calls to learn that nothing has changed.
+const REFUSALS: u32 = 255;
 /// Empty pipes kept for the next lease; more are closed.
 const SPARE_PIPES_MAX: usize = 64;
 
@@ -32,6 +35,10 @@ pub(crate) struct PipePool {
     wanted_size: Cell<usize>,
     pub(crate) leased: Cell<u64>,
     pub(crate) returned: Cell<u64>,
+    /// Pipes that came too small.
+    pub(crate) small: Cell<u64>,
+    /// Leases that will be refused at once.
+    refusals: Cell<u32>,
 }
 
 impl PipePool {
@@ -41,6 +48,8 @@ impl PipePool {
             wanted_size: Cell::new(PIPE_SIZE),
             leased: Cell::new(0),
             returned: Cell::new(0),
+            small: Cell::new(0),
+            refusals: Cell::new(0),
         })
     }
 
@@ -52,15 +61,26 @@ impl PipePool {
         let spare = self.spare.borrow_mut().pop();
         let ends = match spare {
             Some(ends) => ends,
-            None => self.open()?,
+            None => self.open_useful()?,
         };
-        // Past `fs.pipe-user-pages-soft` an unprivileged user gets pipes of two pages. Splicing in
-        // such steps costs more than copying does; the caller copies, and a later lease tries again.
-        if ends.size < USEFUL_SIZE {
-            return Err(io::ErrorKind::QuotaExceeded.into());
-        }
         self.leased.set(self.leased.get() + 1);
         Ok(Pipe { ends: Some(ends), held: 0, pool: Rc::clone(self) })
+    }
+
+    /// Past `fs.pipe-user-pages-soft` an unprivileged user gets pipes of two pages. Splicing in such
+    /// steps costs more than copying does; the caller copies, and a later lease tries again.
+    fn open_useful(&self) -> io::Result<Ends> {
+        if let Some(left) = self.refusals.get().checked_sub(1) {
+            self.refusals.set(left);
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
+        let ends = self.open()?;
+        if ends.size < USEFUL_SIZE {
+            self.small.set(self.small.get() + 1);
+            self.refusals.set(REFUSALS);
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
+        Ok(ends)
     }
 
     fn open(&self) -> io::Result<Ends> {

@@ -136,7 +136,7 @@ pub enum RingRefusal {
         /// The first kernel that has it.
         since: Version,
     },
-    /// The kernel refuses the memory (`ENOMEM`); before Linux 5.12 it counts as locked memory.
+    /// The kernel refuses the memory (`ENOMEM`), which it may count as locked memory.
     NoMemory,
     /// Out of descriptors.
     NoDescriptors,
@@ -203,8 +203,8 @@ impl fmt::Display for RingRefusal {
                  or later"
             ),
             Self::NoMemory => f.write_str(
-                "the kernel refuses the memory for a ring (ENOMEM); raise the memory limit of the \
-                 control group, or LimitMEMLOCK",
+                "the kernel refuses the memory for a ring (ENOMEM); raise LimitMEMLOCK (ulimit -l) \
+                 or the memory limit of the control group",
             ),
             Self::NoDescriptors => {
                 f.write_str("no descriptor is left for a ring; raise LimitNOFILE (ulimit -n)")
@@ -455,6 +455,8 @@ pub struct Limits {
     pub descriptors: Limit,
     /// Locked memory of this process in bytes.
     pub locked_memory: Limit,
+    /// Whether the limit above does not bind this process (CAP_IPC_LOCK).
+    pub is_exempt_from_locked_memory: bool,
     /// `fs.nr_open`: as far as root may raise the descriptors of a process.
     pub descriptors_per_process_max: Option<u64>,
     /// `fs.file-max`: open files of the whole system.
@@ -474,6 +476,10 @@ pub struct Limits {
 /// The size that the drivers want for their pipes, in bytes.
 pub const PIPE_SIZE_WANTED: usize = PIPE_SIZE;
 
+/// What a ring may count as locked memory, in bytes: its two queues, and some. Linux counts it for
+/// who has no CAP_IPC_LOCK before 5.12, and again since 6.14 or so.
+pub const RING_LOCKED_SIZE: u64 = 384 << 10;
+
 /// Reads every limit.
 #[must_use]
 pub fn limits() -> Limits {
@@ -486,10 +492,12 @@ pub fn limits() -> Limits {
         pipe_size_max: number("/proc/sys/fs/pipe-max-size"),
         pipe_pages_soft: number("/proc/sys/fs/pipe-user-pages-soft"),
         pipe_pages_hard: number("/proc/sys/fs/pipe-user-pages-hard"),
-        is_exempt_from_pipe_pages: is_exempt_from_pipe_pages(),
+        is_exempt_from_pipe_pages: has_capability(CAP_SYS_ADMIN)
+            || has_capability(CAP_SYS_RESOURCE),
         pipe_size_got: probe_pipe_size(),
         descriptors: Limit { soft: finite(soft), hard: finite(hard) },
         locked_memory: process_limit("Max locked memory"),
+        is_exempt_from_locked_memory: has_capability(CAP_IPC_LOCK),
         descriptors_per_process_max: number("/proc/sys/fs/nr_open"),
         files_max: number("/proc/sys/fs/file-max"),
         listen_backlog_max: number("/proc/sys/net/core/somaxconn"),
@@ -526,11 +534,13 @@ fn status_field(name: &str) -> Option<String> {
     Some(value.trim().to_owned())
 }
 
-fn is_exempt_from_pipe_pages() -> bool {
-    const CAP_SYS_ADMIN: u32 = 21;
-    const CAP_SYS_RESOURCE: u32 = 24;
+const CAP_IPC_LOCK: u32 = 14;
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_SYS_RESOURCE: u32 = 24;
+
+fn has_capability(capability: u32) -> bool {
     let effective = status_field("CapEff:").and_then(|hex| u64::from_str_radix(&hex, 16).ok());
-    effective.is_some_and(|caps| caps & (1 << CAP_SYS_ADMIN | 1 << CAP_SYS_RESOURCE) != 0)
+    effective.is_some_and(|all| all & 1 << capability != 0)
 }
 
 /// A row of `/proc/self/limits`.

@@ -1,5 +1,6 @@
 //! From settings to running threads: which driver, and a pinned thread per data core.
 
+use std::io;
 use std::thread::JoinHandle;
 
 use tracing::warn;
@@ -17,20 +18,24 @@ pub enum Chosen {
     Epoll,
 }
 
-/// Chooses the driver by trying it. With [`Backend::Auto`], one log line says why the ring is not
-/// used and what to change.
+/// Chooses the driver for so many threads by trying it. With [`Backend::Auto`], one log line says
+/// why the ring is not used and what to change.
 ///
 /// # Errors
 /// When the driver that was asked for cannot be had.
-pub fn choose(backend: Backend, relay: RelayMode) -> Result<Chosen, Exit> {
+pub fn choose(backend: Backend, relay: RelayMode, threads: usize) -> Result<Chosen, Exit> {
     let config = DriverConfig { relay, ..DriverConfig::default() };
+    // All at once: the memory may do for one ring and not for every thread's.
+    let open_rings = || -> io::Result<()> {
+        (0..threads).map(|_| Uring::open(&config)).collect::<io::Result<Vec<_>>>().map(drop)
+    };
     match backend {
         Backend::Epoll => Ok(Chosen::Epoll),
-        Backend::Uring => Uring::open(&config).map(|_| Chosen::Uring).map_err(|why| {
+        Backend::Uring => open_rings().map(|()| Chosen::Uring).map_err(|why| {
             Exit::failed(format!("--backend uring: {why} (or use --backend epoll)"))
         }),
-        Backend::Auto => match Uring::open(&config) {
-            Ok(_) => Ok(Chosen::Uring),
+        Backend::Auto => match open_rings() {
+            Ok(()) => Ok(Chosen::Uring),
             Err(why) => {
                 warn!("backend=epoll, not uring: {why}");
                 Epoll::open(&config)

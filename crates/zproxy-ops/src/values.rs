@@ -136,10 +136,11 @@ impl FromStr for HostPort {
         if host.is_empty() {
             return Err(format!("there is no host; write HOST:PORT, for example 127.0.0.1:{port}"));
         }
-        let bracketed = text.starts_with('[');
-        let strange = |c: char| !(c.is_ascii_alphanumeric() || "-._".contains(c) || !c.is_ascii());
-        if host.len() > HOST_LEN_MAX || (!bracketed && host.contains(strange)) {
-            return Err(format!("\"{host}\" is not a host; write HOST:PORT without anything else"));
+        // Names may be written in any script. An IPv6 address has colons and perhaps a zone.
+        let allowed = if text.starts_with('[') { "-._:%" } else { "-._" };
+        let plain = |c: char| c.is_alphanumeric() || allowed.contains(c);
+        if host.len() > HOST_LEN_MAX || !host.chars().all(plain) {
+            return Err(format!("{host:?} is not a host; write HOST:PORT without anything else"));
         }
         Ok(Self { host: host.to_owned(), port: parse_port_to_dial(port)? })
     }
@@ -180,7 +181,7 @@ fn split_host_port(text: &str) -> Result<(&str, &str), String> {
 fn parse_port_to_dial(text: &str) -> Result<u16, String> {
     match text.parse() {
         Ok(0) | Err(_) => {
-            Err(format!("\"{text}\" is not a port; it is a whole number from 1 to 65535"))
+            Err(format!("{text:?} is not a port; it is a whole number from 1 to 65535"))
         }
         Ok(port) => Ok(port),
     }
@@ -411,6 +412,8 @@ mod tests {
             ("http://a:80/", "a:80"),
             ("a b:80", "not a host"),
             ("user@a:80", "not a host"),
+            ("a\u{202e}b:80", "not a host"),
+            ("[fe80::1%eth0\n]:80", "not a host"),
         ] {
             let error = text.parse::<HostPort>().unwrap_err();
             assert!(error.contains(says), "{text}: {error}");

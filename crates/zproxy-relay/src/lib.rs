@@ -18,5 +18,5 @@ pub use flow::{Direction, End, Flow, Heard, Keys, kind};
 pub use line::Line;
 pub use mailbox::{Mailbox, Sender};
 pub use pump::{Pump, Side, Step};
-pub use shortage::Shortage;
+pub use shortage::{SMALL_PIPES, Shortage, SmallPipes};
 pub use slots::{Key, Name, Slots};

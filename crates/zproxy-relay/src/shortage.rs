@@ -1,9 +1,11 @@
-//! Out of descriptors: when to try again, and when to tell.
+//! Out of descriptors, or of pipes: when to try again, and when to tell.
 //!
 //! Near the limit every connection that closes makes room for one. So the end of a shortage is told
 //! only when there was none for a while: one line when it begins, one when it is over.
 
 use std::time::Duration;
+
+use zproxy_io::Stats;
 
 /// Accepting is tried again after so long.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -38,9 +40,37 @@ impl Shortage {
     }
 }
 
+/// What a person is told when [`SmallPipes::is_news`].
+pub const SMALL_PIPES: &str = "the kernel gives this user no more pipes of a useful size, so bytes \
+    are copied; raise fs.pipe-user-pages-soft";
+
+/// Whether the kernel's limit of pipe memory is felt. It passes and comes again with the load of
+/// everybody who runs as the same user, so it is told once.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SmallPipes {
+    is_told: bool,
+}
+
+impl SmallPipes {
+    /// Whether [`SMALL_PIPES`] is to be told now.
+    pub fn is_news(&mut self, stats: &Stats) -> bool {
+        stats.pipes_small > 0 && !std::mem::replace(&mut self.is_told, true)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The limit of pipe memory is told when it is met, and never again.
+    #[test]
+    fn small_pipes_are_told_once() {
+        let mut pipes = SmallPipes::default();
+        assert!(!pipes.is_news(&Stats::default()));
+        let met = |pipes_small| Stats { pipes_small, ..Stats::default() };
+        assert!(pipes.is_news(&met(1)));
+        assert!(!pipes.is_news(&met(1)) && !pipes.is_news(&met(9)));
+    }
 
     /// However often something is short within a second, it is news once, and over once.
     #[test]

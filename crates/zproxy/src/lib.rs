@@ -67,7 +67,9 @@ fn serve(settings: &Settings) -> Result<(), Exit> {
     let _log = settings.privileges.enter(&settings.log, PROGRAM)?;
     settings.privileges.settle(false);
     boot::prepare_process();
-    match boot::choose(settings.data.backend, settings.data.relay)? {
+    // The data cores and the control thread.
+    let threads = settings.data.cores.len() + 1;
+    match boot::choose(settings.data.backend, settings.data.relay, threads)? {
         Chosen::Uring => control::serve::<Uring>(settings, &token, identity),
         Chosen::Epoll => control::serve::<Epoll>(settings, &token, identity),
     }
@@ -77,7 +79,9 @@ fn forward(settings: &ForwardSettings) -> Result<(), Exit> {
     settings.privileges.prepare()?;
     let _log = settings.privileges.enter(&settings.log, PROGRAM)?;
     boot::prepare_process();
-    match boot::choose(settings.data.backend, settings.data.relay)? {
+    // The data cores and the control thread.
+    let threads = settings.data.cores.len() + 1;
+    match boot::choose(settings.data.backend, settings.data.relay, threads)? {
         Chosen::Uring => forward::serve::<Uring>(settings),
         Chosen::Epoll => forward::serve::<Epoll>(settings),
     }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
 
-use zproxy_io::probe::{self, Feature, Limits, RING_KERNEL_MIN, RingRefusal};
+use zproxy_io::probe::{self, Feature, Limits, RING_KERNEL_MIN, RING_LOCKED_SIZE, RingRefusal};
 use zproxy_io::{DriverConfig, Epoll, ListenOptions, Open, Uring, sock};
 use zproxy_ops::report::{Report, Verdict};
 use zproxy_ops::token::{self, TokenSource};
@@ -43,6 +43,7 @@ pub fn report(settings: &Settings) -> Report {
     add_ring_features(&mut report);
     add_pipes(&mut report, &limits);
     add_descriptors(&mut report, &limits);
+    add_locked_memory(&mut report, settings, &limits);
     add_network(&mut report, &limits);
     add_cpus(&mut report, settings, &limits);
     add_addresses(&mut report, settings);
@@ -196,13 +197,26 @@ fn add_descriptors(report: &mut Report, limits: &Limits) {
     let per_process = limits.descriptors_per_process_max;
     report.add("fs.nr_open", shown(per_process), Verdict::Ok, "the most LimitNOFILE can be");
     report.add("fs.file-max", shown(limits.files_max), Verdict::Ok, "");
-    let memory = unlimited(limits.locked_memory.soft);
-    report.add(
-        "locked memory (memlock)",
-        memory,
-        Verdict::Ok,
-        "rings may count, half a MiB each; raised as far as it goes",
-    );
+}
+
+/// One ring for each data core, one for the control thread, and one that is tried at the start.
+fn add_locked_memory(report: &mut Report, settings: &Settings, limits: &Limits) {
+    let rings = settings.data.cores.len() as u64 + 2;
+    let wanted = rings * RING_LOCKED_SIZE;
+    let name = "locked memory (memlock)";
+    match limits.locked_memory.soft {
+        None => report.add(name, "unlimited", Verdict::Ok, ""),
+        Some(size) if limits.is_exempt_from_locked_memory => {
+            report.add(name, size.to_string(), Verdict::Ok, "does not bind this process");
+        }
+        Some(size) if size >= wanted => {
+            report.add(name, size.to_string(), Verdict::Ok, "enough for the rings");
+        }
+        Some(size) => {
+            let advice = format!("maybe too little for {rings} rings; LimitMEMLOCK={wanted}");
+            report.add(name, size.to_string(), Verdict::Warn, advice);
+        }
+    }
 }
 
 fn add_network(report: &mut Report, limits: &Limits) {

@@ -65,7 +65,9 @@ fn run(settings: &Settings) -> Result<(), Exit> {
     // Dropped last, so that the last lines are written.
     let _guard = settings.privileges.enter(&settings.log, PROGRAM)?;
     boot::prepare_process();
-    match boot::choose(settings.data.backend, settings.data.relay)? {
+    // The data cores and the control thread.
+    let threads = settings.data.cores.len() + 1;
+    match boot::choose(settings.data.backend, settings.data.relay, threads)? {
         Chosen::Uring => serve::serve::<Uring>(settings, found),
         Chosen::Epoll => serve::serve::<Epoll>(settings, found),
     }

@@ -312,6 +312,7 @@ impl Driver for Epoll {
         Stats {
             pipes_leased: pipes.leased.get(),
             pipes_returned: pipes.returned.get(),
+            pipes_small: pipes.small.get(),
             bufs_leased: bufs.leased.get(),
             bufs_returned: bufs.returned.get(),
             spins: self.busy.spins,

@@ -32,6 +32,7 @@ use crate::buf::BufPool;
 use crate::busy::{BusyPoll, Spin};
 use crate::pipe::PipePool;
 use crate::policy::{Path, Policy, RelayMode};
+use crate::probe::RingRefusal;
 use crate::table::Table;
 use crate::{
     Done, Doorbell, Driver, DriverConfig, DriverLost, Ending, Fault, ListenOptions, Op, Outcome,
@@ -98,7 +99,11 @@ impl Uring {
 
     fn with_queues(config: &DriverConfig, queues: Queues) -> Result<Self, RingError> {
         let ring = Ring::new(config.cpu, config.relay == RelayMode::Splice, queues)?;
-        let group = Group::register(&ring).map_err(RingError::Buffers)?;
+        let group =
+            Group::register(&ring).map_err(|error| match ring::is_out_of_memory(&error) {
+                true => RingError::Setup(RingRefusal::NoMemory),
+                false => RingError::Buffers(error),
+            })?;
         ring.enable()?;
         let mut driver = Self {
             ring,
@@ -482,6 +487,7 @@ impl Driver for Uring {
         Stats {
             pipes_leased: self.pipes.leased.get(),
             pipes_returned: self.pipes.returned.get(),
+            pipes_small: self.pipes.small.get(),
             bufs_leased: self.bufs.leased.get() + self.group.leased.get(),
             bufs_returned: self.bufs.returned.get() + self.group.returned.get(),
             waits: self.ring.enters,

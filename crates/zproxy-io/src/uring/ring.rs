@@ -222,12 +222,16 @@ fn build_patiently(is_chained: bool, queues: Queues) -> io::Result<(IoUring, &'s
     let until = Instant::now() + MEMORY_PATIENCE;
     loop {
         match build(is_chained, queues) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) && Instant::now() < until => {
+            Err(error) if is_out_of_memory(&error) && Instant::now() < until => {
                 std::thread::sleep(MEMORY_PAUSE);
             }
             built => return built,
         }
     }
+}
+
+pub(super) fn is_out_of_memory(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENOMEM)
 }
 
 /// Builds a ring with the best flags the kernel knows.

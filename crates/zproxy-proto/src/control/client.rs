@@ -152,6 +152,9 @@ impl ClientSession {
 
     /// Bytes have come.
     pub fn handle_bytes(&mut self, bytes: &[u8], now: Duration) {
+        if self.is_ended() {
+            return;
+        }
         if let Phase::Open { heart, .. } = &mut self.phase {
             heart.heard(now);
         }

@@ -7,6 +7,8 @@ use crate::limits::{ATTACH_SIZE, PREFACE_SIZE, PROXY_OPENING_SIZE, START_SIZE};
 use super::{VERSION, WireError};
 
 const MAGIC: [u8; 4] = *b"ZPXY";
+/// Where the kind stands in a preface.
+const KIND_AT: usize = 5;
 const START_MAGIC: [u8; 4] = *b"ZST1";
 
 /// The kinds of connection between the programs.
@@ -49,7 +51,7 @@ pub fn decode_preface(bytes: &[u8]) -> Result<Option<Kind>, WireError> {
     if let Some(&version) = bytes.get(4).filter(|&&version| version != VERSION) {
         return Err(WireError::Version(version));
     }
-    let kind = match bytes.get(5) {
+    let kind = match bytes.get(KIND_AT) {
         Some(1) => Kind::Ctl,
         Some(2) => Kind::Proxy,
         Some(3) => Kind::Lane,
@@ -111,11 +113,15 @@ pub fn encode_proxy_opening(attach: &Attach) -> [u8; PROXY_OPENING_SIZE] {
 /// # Errors
 /// At the first wrong byte, and when there are more bytes than an opening has.
 pub fn decode_proxy_opening(bytes: &[u8]) -> Result<Option<Attach>, WireError> {
-    let what = match decode_preface(bytes)? {
+    let preface = decode_preface(bytes)?;
+    // The kind stands in front of the last bytes of the preface, which are not waited for.
+    if let Some(&kind) = bytes.get(KIND_AT).filter(|&&kind| kind == Kind::Ctl.number()) {
+        return Err(WireError::Kind(kind));
+    }
+    let what = match preface {
         None => return Ok(None),
-        Some(Kind::Ctl) => return Err(WireError::Kind(Kind::Ctl.number())),
-        Some(Kind::Proxy) => Attached::Conn,
         Some(Kind::Lane) => Attached::Lane,
+        Some(_) => Attached::Conn,
     };
     let body = &bytes[PREFACE_SIZE..];
     if body.len() > ATTACH_SIZE {
@@ -211,7 +217,11 @@ mod tests {
             bytes.push(0);
             assert_eq!(decode_proxy_opening(&bytes).unwrap_err(), WireError::Trailing);
         }
-        assert!(decode_proxy_opening(&encode_preface(Kind::Ctl)).is_err());
+        let ctl = encode_preface(Kind::Ctl);
+        assert_eq!(decode_proxy_opening(&ctl[..KIND_AT]).unwrap().map(|_| ()), None);
+        for len in KIND_AT + 1..=ctl.len() {
+            assert_eq!(decode_proxy_opening(&ctl[..len]).unwrap_err(), WireError::Kind(1));
+        }
     }
 
     /// A Start comes back as it went out, and payload behind it is left alone.

@@ -4,10 +4,13 @@ use std::net::SocketAddr;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 use zproxy_io::{Done, Driver, DriverLost, Ending, Op, Outcome, Sock, Token};
 use zproxy_ops::values::HostPort;
-use zproxy_relay::{self as relay, Direction, Flow, Heard, Key, Keys, Mailbox, Name, Slots, kind};
+use zproxy_relay::{
+    self as relay, Direction, Flow, Heard, Key, Keys, Mailbox, Name, SMALL_PIPES, Slots,
+    SmallPipes, kind,
+};
 
 use super::Event;
 use crate::accept::{Accepting, Then};
@@ -98,6 +101,7 @@ pub(super) struct Worker<D: Driver> {
     resolver: Resolver,
     routes: Vec<Route>,
     looks: Looks,
+    pipes: SmallPipes,
     listeners: Slots<Listener>,
     links: Slots<Link>,
     dial_deadlines: Deadlines,
@@ -127,6 +131,7 @@ impl<D: Driver> Worker<D> {
             resolver,
             routes,
             looks: Looks::new(limits),
+            pipes: SmallPipes::default(),
             listeners: Slots::default(),
             links: Slots::default(),
             dial_deadlines: Deadlines::new(limits.connect),
@@ -211,6 +216,9 @@ impl<D: Driver> Worker<D> {
     }
 
     fn look(&mut self, now: Duration) {
+        if self.pipes.is_news(&self.driver.stats()) {
+            warn!("{SMALL_PIPES}");
+        }
         let mut overdue = Vec::new();
         for (key, link) in self.links.iter_mut() {
             if let State::Flowing { flow, .. } = &mut link.state {

@@ -17,14 +17,14 @@ mod local;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use tracing::{error, info};
+use tracing::{error, info, warn};
 use zproxy_io::{Done, Driver, DriverLost, Ending, Fault, Op, Sock, Token};
 use zproxy_ops::values::HostPort;
 use zproxy_proto::id::{ProxyId, TunnelId};
 use zproxy_proto::limits::ABORT_DEADLINE;
 use zproxy_proto::proxy_conn::Input;
 use zproxy_proto::wire::AbortCode;
-use zproxy_relay::{Key, Keys, Mailbox, Name, Sender, Slots, kind};
+use zproxy_relay::{Key, Keys, Mailbox, Name, SMALL_PIPES, Sender, Slots, SmallPipes, kind};
 
 #[cfg(feature = "sim")]
 pub use census::Census;
@@ -127,6 +127,7 @@ pub(crate) struct Worker<D: Driver> {
     is_proxy_unreachable: bool,
     flows: Slots<Local>,
     looks: Looks,
+    pipes: SmallPipes,
     proxy_dials: Deadlines,
     lane_dials: Deadlines,
     local_dials: Deadlines,
@@ -167,6 +168,7 @@ impl<D: Driver> Worker<D> {
             is_proxy_unreachable: false,
             flows: Slots::default(),
             looks: Looks::new(plan.limits),
+            pipes: SmallPipes::default(),
             proxy_dials: Deadlines::new(plan.limits.connect),
             lane_dials: Deadlines::new(plan.limits.connect),
             local_dials: Deadlines::new(plan.limits.connect),
@@ -379,6 +381,9 @@ impl<D: Driver> Worker<D> {
     }
 
     fn look(&mut self, now: Duration) {
+        if self.pipes.is_news(&self.driver.stats()) {
+            warn!("core={} {SMALL_PIPES}", self.core);
+        }
         let mut overdue = Vec::new();
         for (key, local) in self.flows.iter_mut() {
             if let Stage::Flowing { flow, .. } = &mut local.stage {

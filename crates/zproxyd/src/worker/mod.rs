@@ -20,7 +20,9 @@ use zproxy_io::{Done, Driver, DriverLost, Ending, Op, Outcome, Sock, Token};
 use zproxy_proto::id::{FlowId, ProxyId, TunnelId};
 use zproxy_proto::pool::Pool;
 use zproxy_proto::proxy_conn::{Input, Mode, ProxyConn, Reach};
-use zproxy_relay::{Flow, Key, Keys, Mailbox, Name, Sender, Shortage, Slots, kind};
+use zproxy_relay::{
+    Flow, Key, Keys, Mailbox, Name, SMALL_PIPES, Sender, Shortage, Slots, SmallPipes, kind,
+};
 
 #[cfg(feature = "sim")]
 pub use census::Census;
@@ -217,6 +219,7 @@ pub(crate) struct Worker<D: Driver> {
     alarms: BinaryHeap<Reverse<(Duration, SessionNo)>>,
     next_look: Option<Duration>,
     shortage: Shortage,
+    pipes: SmallPipes,
     /// Spent `Start` buffers.
     spare: Vec<Vec<u8>>,
     course: Course,
@@ -259,6 +262,7 @@ impl<D: Driver> Worker<D> {
             alarms: BinaryHeap::new(),
             next_look: None,
             shortage: Shortage::default(),
+            pipes: SmallPipes::default(),
             spare: Vec::new(),
             course: Course::Serving,
             publics_reported: usize::MAX,
@@ -543,6 +547,9 @@ impl<D: Driver> Worker<D> {
 
     /// Looks at every flow: see [`Flow::look`].
     fn look(&mut self, now: Duration) {
+        if self.pipes.is_news(&self.driver.stats()) {
+            warn!("core={} {SMALL_PIPES}", self.core);
+        }
         let mut overdue = Vec::new();
         for (key, public) in self.publics.iter_mut() {
             let PublicState::Flowing(bound) = &mut public.state else { continue };

@@ -9,6 +9,6 @@ mod pump;
 mod world;
 
 pub(crate) use cases::alone;
-pub(crate) use kit::{BusyEpollKit, BusyUringKit, EpollKit, Kit, UringKit, judge};
+pub(crate) use kit::{BusyEpollKit, BusyUringKit, EpollKit, Kit, UringKit, has_driver, judge};
 pub(crate) use pump::{End, Pump, run_pumps};
 pub(crate) use world::{PATIENCE, World};

@@ -28,6 +28,11 @@ pub(crate) struct Pump {
 impl Pump {
     pub(crate) fn start<D: Driver>(world: &mut World<D>, from: Sock, to: Sock) -> Self {
         let token = world.submit(Op::Fill { from });
+        Self::of_fill(token, from, to)
+    }
+
+    /// Goes on with a fill that is in flight.
+    pub(crate) fn of_fill(token: Token, from: Sock, to: Sock) -> Self {
         let source = SourceNow::Open;
         Self { token, taken: 0, put: 0, short_rounds: 0, end: None, from, to, source }
     }

@@ -1,0 +1,3 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| zproxy_fuzz::proxy_conn::proxy_conn_liar(bytes));
