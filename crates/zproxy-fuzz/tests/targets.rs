@@ -78,7 +78,8 @@ macro_rules! targets {
             let stems = |folder: &str| -> BTreeSet<String> {
                 let entries = fs::read_dir(fuzz_dir().join(folder)).expect("a readable folder");
                 let paths = entries.map(|entry| entry.expect("a readable folder").path());
-                paths.filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned())).collect()
+                let stems = paths.filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()));
+                stems.filter(|stem| !stem.starts_with('.')).collect()
             };
             assert_eq!(stems("fuzz_targets"), known);
             assert_eq!(stems("corpus-seeds"), known);
