@@ -2,7 +2,7 @@
 //!
 //! Lines go through a bounded queue to a thread of their own. When the queue is full, lines are
 //! dropped and counted: a data core never waits for a disk or a terminal. Nor does it wake that thread
-//! for each line: see [`Gathering`].
+//! for each line: see `Gathering`.
 
 use std::fmt;
 use std::io::{self, BufWriter, IsTerminal, Write};
