@@ -10,12 +10,16 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use socket2::{SockRef, TcpKeepalive};
+
 use crate::net::try_connect;
 use crate::pattern::Rng;
 use crate::visits::{Fault, Kind, Visit};
 
 /// After a visit that broke, so that a closed port does not keep a core busy.
 const REST: Duration = Duration::from_millis(20);
+/// How soon and how often a visitor asks whether the other end is still there.
+const PROBE_INTERVAL: Duration = Duration::from_secs(3);
 /// Faults that are told one by one.
 const FAULTS_MAX: usize = 20;
 
@@ -198,6 +202,10 @@ impl Shared {
             let calm = self.calm();
             let mut from = None;
             let made = try_connect(public).map_err(Fault::Broken).and_then(|conn| {
+                // A link that is full may drop the one RST of a gateway that was killed.
+                let probes = TcpKeepalive::new().with_time(PROBE_INTERVAL);
+                let probes = probes.with_interval(PROBE_INTERVAL);
+                let _ = SockRef::from(&conn).set_tcp_keepalive(&probes);
                 from = conn.local_addr().ok();
                 self.set_out(visit, from);
                 visit.make_over(&conn)

@@ -7,7 +7,7 @@ use tracing::{debug, warn};
 use zproxy_io::{Driver, Ending, Op, Outcome, Sock, Token as OpToken};
 use zproxy_proto::auth::Nonce;
 use zproxy_proto::control::{GatewayConfig, GatewaySession};
-use zproxy_proto::limits::HANDSHAKE_DEADLINE;
+use zproxy_proto::limits::{HANDSHAKE_DEADLINE, PROXY_OPENING_SIZE};
 use zproxy_proto::strangers::{Left, Origin};
 use zproxy_relay::{Key, Name};
 
@@ -89,6 +89,7 @@ impl<D: Driver> Control<D> {
             self.close_stray(sock);
             return;
         }
+        let is_proxy = kind == DoorKind::Proxy;
         let kind = match kind {
             DoorKind::Ctl => {
                 let config = GatewayConfig {
@@ -109,8 +110,17 @@ impl<D: Driver> Control<D> {
         let key = self.peers.insert(Peer { sock, addr, kind, pass, is_sending, is_closing, alarm });
         let pass = self.strangers.enter(origin(addr), key, now);
         self.peers.get_mut(key).expect("inserted just now").pass = Some(pass);
-        self.receive(key, Vec::new());
         self.set_alarm(key);
+        // Many come in one turn, and most have said who they are by now: they need not wait for the
+        // next one, and do not crowd anybody out.
+        let mut buf = Vec::new();
+        let count =
+            if is_proxy { self.driver.take_now(sock, &mut buf, PROXY_OPENING_SIZE) } else { 0 };
+        if count > 0 {
+            self.on_received(key, Outcome::Received { buf, count });
+        } else {
+            self.receive(key, buf);
+        }
     }
 
     /// Ends a turn at the doors: when there are too many strangers, some make room.
