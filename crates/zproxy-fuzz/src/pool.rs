@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use zproxy_proto::limits::{
     IDLE_CONNS_MAX, IDLE_CONNS_MIN, OPENING_DEADLINE, OPENING_MAX, WAITING_PUBLICS_MAX,
+    WAITING_PUBLICS_PAUSE, WAITING_PUBLICS_RESUME,
 };
 use zproxy_proto::pool::{Add, Origin, Pool, Take};
 
@@ -20,6 +21,7 @@ struct World {
     /// Oldest first.
     idle: Vec<u32>,
     waiting: VecDeque<(u32, Duration)>,
+    is_crowded: bool,
     in_use: Vec<u32>,
     /// When each proxy_conn was asked for that has not come, oldest first.
     asked: VecDeque<Duration>,
@@ -34,6 +36,7 @@ impl World {
             fresh: 0,
             idle: Vec::new(),
             waiting: VecDeque::new(),
+            is_crowded: false,
             in_use: Vec::new(),
             asked: VecDeque::new(),
         }
@@ -142,6 +145,13 @@ impl World {
         assert_eq!(self.pool.poll_wanted(self.now), 0, "asked for once");
     }
 
+    fn poll_crowded(&mut self) {
+        let is_begun = self.waiting.len() >= WAITING_PUBLICS_PAUSE;
+        let is_over = self.waiting.len() <= WAITING_PUBLICS_RESUME;
+        self.is_crowded = is_begun || (self.is_crowded && !is_over);
+        assert_eq!(self.pool.poll_crowded(), self.is_crowded);
+    }
+
     fn clear(&mut self) {
         let mut all = self.pool.clear();
         all.surplus.sort_unstable();
@@ -201,6 +211,7 @@ pub fn pool(bytes: &[u8]) {
                 }
             },
         }
+        world.poll_crowded();
         world.check();
     }
 }

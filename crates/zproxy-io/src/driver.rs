@@ -59,6 +59,12 @@ pub trait Driver {
         0
     }
 
+    /// Brings the `Accept` in flight on a listener home, which stays open: connections wait in the
+    /// kernel until `Accept` is submitted again. What it accepts until then comes first, and there may
+    /// be as much of that as the kernel's queue holds; then it ends with [`Fault::Cancelled`], unless
+    /// something else ends it before. Does nothing when none is in flight.
+    fn recall_accept(&mut self, listener: Sock);
+
     /// Queues an operation. Never blocks and never fails; failures are outcomes.
     fn submit(&mut self, token: Token, op: Op);
 

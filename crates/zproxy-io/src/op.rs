@@ -41,6 +41,7 @@ pub enum Ending {
 pub enum Op {
     /// Accept connections until something goes wrong: [`Outcome::Accepted`] each, then one
     /// [`Outcome::Failed`] when accepting has stopped. Submit again to go on.
+    /// [`crate::Driver::recall_accept`] makes it stop.
     Accept { listener: Sock },
     /// Connect a fresh socket: [`Outcome::Connected`] or [`Outcome::Failed`]. A time limit is the
     /// caller's: closing the socket brings the operation home.

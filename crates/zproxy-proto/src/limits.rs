@@ -114,8 +114,15 @@ pub const RESERVATION_GRACE: Duration = Duration::from_secs(60);
 
 // --- flows --------------------------------------------------------------------------------------
 
-/// Public conns that wait for a proxy_conn, per client and data core. More: reset and counted.
-pub const WAITING_PUBLICS_MAX: usize = 1024;
+/// Public conns that wait for a proxy_conn, per client and data core, at which no more are accepted:
+/// visitors wait in the kernel.
+pub const WAITING_PUBLICS_PAUSE: usize = 1024;
+/// So few have to be left before more are accepted.
+pub const WAITING_PUBLICS_RESUME: usize = WAITING_PUBLICS_PAUSE / 2;
+/// Public conns that wait for a proxy_conn, per client and data core. An accept that is being stopped
+/// may still bring all that the kernel has queued: room for two full listen queues. More, over several
+/// tunnels: reset and counted.
+pub const WAITING_PUBLICS_MAX: usize = WAITING_PUBLICS_PAUSE + 8192;
 /// Time that a public conn waits for a proxy_conn. Later: reset and counted.
 pub const BIND_DEADLINE: Duration = Duration::from_secs(10);
 /// Time to connect to the LocalServer. Later: `Abort{timeout}`.
@@ -161,6 +168,7 @@ const _: () = assert!(STRANGERS_MAX < STRANGERS_AT_ONCE_MAX);
 const _: () = assert!(STRANGER_FRAME_LEN_MAX >= 16 * NAME_LEN_MAX + 1024);
 // A pool may ask for so many proxy_conns at once, and they may all fail, when the client is killed.
 const _: () = assert!(OPENING_MAX <= STRANGERS_PER_ORIGIN_MAX);
+const _: () = assert!(WAITING_PUBLICS_RESUME >= OPENING_MAX);
 const _: () = assert!(IDLE_CONNS_MIN >= 1 && IDLE_CONNS_MIN <= IDLE_CONNS_MAX);
 const _: () = assert!(OPENING_MAX <= u16::MAX as usize);
 // A burst of lost and repeated requests must not leave the replay window behind.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::limits::{
     BIND_DEADLINE, IDLE_CONNS_MAX, IDLE_CONNS_MIN, OPENING_DEADLINE, OPENING_MAX, POOL_WINDOW,
-    WAITING_PUBLICS_MAX,
+    WAITING_PUBLICS_MAX, WAITING_PUBLICS_PAUSE, WAITING_PUBLICS_RESUME,
 };
 
 /// See the module. `C` names a proxy_conn, `W` a waiting public conn.
@@ -18,6 +18,7 @@ use crate::limits::{
 pub struct Pool<C, W> {
     idle: Ordered<C, ()>,
     waiting: Ordered<W, Duration>,
+    is_crowded: bool,
     opening: Opening,
     target: usize,
     growth: Growth,
@@ -81,6 +82,7 @@ impl<C, W> Default for Pool<C, W> {
         Self {
             idle: Ordered::default(),
             waiting: Ordered::default(),
+            is_crowded: false,
             opening: Opening::default(),
             target: IDLE_CONNS_MIN,
             growth: Growth::Due,
@@ -203,6 +205,15 @@ impl<C: Copy + Eq + Hash, W: Copy + Eq + Hash> Pool<C, W> {
     /// A waiting public conn has gone. Tells whether it was waiting.
     pub fn cancel_wait(&mut self, waiter: W) -> bool {
         self.waiting.remove(waiter)
+    }
+
+    /// Whether so many public conns wait that no more should be accepted. It stays so until half of
+    /// them are gone.
+    pub fn poll_crowded(&mut self) -> bool {
+        let least =
+            if self.is_crowded { WAITING_PUBLICS_RESUME + 1 } else { WAITING_PUBLICS_PAUSE };
+        self.is_crowded = self.waiting.len() >= least;
+        self.is_crowded
     }
 
     /// How many proxy_conns to ask the client for now. They count as opening from here on. Ask only
@@ -390,14 +401,42 @@ mod tests {
         for waiter in 0..WAITING_PUBLICS_MAX as u32 {
             assert_eq!(pool.take(waiter, s(u64::from(waiter / 512))), Take::Waiting);
         }
-        assert_eq!(pool.take(9999, s(1)), Take::Full);
+        assert_eq!(pool.take(99_999, s(18)), Take::Full);
         assert!(pool.cancel_wait(0));
         assert!(!pool.cancel_wait(0));
-        assert_eq!(pool.take(9999, s(1)), Take::Waiting);
+        assert_eq!(pool.take(99_999, s(18)), Take::Waiting);
         assert_eq!(pool.poll_timeout(), Some(BIND_DEADLINE));
         assert_eq!(pool.handle_timeout(BIND_DEADLINE).waiters.len(), 511);
-        assert_eq!(pool.handle_timeout(BIND_DEADLINE + s(1)).waiters.len(), 513);
+        assert_eq!(pool.handle_timeout(BIND_DEADLINE + s(1)).waiters.len(), 512);
+        pool.handle_timeout(BIND_DEADLINE + s(18));
         assert_eq!(pool.waiting_len(), 0);
+    }
+
+    /// A crowd begins at one mark and is over at another, however those who waited have left.
+    #[test]
+    fn a_crowd_has_two_marks() {
+        let mut pool = P::new();
+        let (pause, resume) = (WAITING_PUBLICS_PAUSE as u32, WAITING_PUBLICS_RESUME as u32);
+        for waiter in 0..pause {
+            assert!(!pool.poll_crowded());
+            pool.take(waiter, s(0));
+        }
+        assert!(pool.poll_crowded());
+        for waiter in 0..resume - 2 {
+            assert!(pool.cancel_wait(waiter) && pool.poll_crowded());
+        }
+        assert!(matches!(pool.add(1, Origin::Fresh, s(0)), Add::Serve(..)));
+        assert!(pool.poll_crowded());
+        assert!(matches!(pool.add(2, Origin::Returned, s(0)), Add::Serve(..)));
+        assert!(!pool.poll_crowded());
+        pool.take(pause, s(0));
+        assert!(!pool.poll_crowded(), "it begins anew at the upper mark");
+        for waiter in pause + 1..pause + resume {
+            pool.take(waiter, s(0));
+        }
+        assert!(pool.poll_crowded());
+        pool.clear();
+        assert!(!pool.poll_crowded());
     }
 
     /// What is asked for is asked for once, until it is overdue.

@@ -43,6 +43,8 @@ pub const REQUIRED: &[&str] = &[
     "half_close_by_service",
     "half_close_by_visitor",
     // What the programs did about it.
+    "accept_paused",
+    "accept_resumed",
     "clients_paused",
     "end_before_dial",
     "expired",
@@ -56,7 +58,6 @@ pub const REQUIRED: &[&str] = &[
     "session_over",
     "taken_over",
     "waiting",
-    "waiting_list_full",
     // What happened to proxy_conns, by end, mode and event.
     "client.Aborting.LaneLost",
     "client.Aborting.InBandEof",

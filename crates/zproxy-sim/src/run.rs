@@ -477,10 +477,6 @@ impl<'a> Run<'a> {
             }
             Trouble::Crowd { tunnel, visitors } => {
                 self.crowd.ledger.mark("trouble.crowd");
-                // There are more than may wait.
-                if visitors > 1_000 {
-                    self.harm(seconds(10), Breaks::Starters);
-                }
                 for _ in 0..visitors {
                     let script = Script::plain(20, 20);
                     self.crowd.visit(tunnel, public_at(tunnel), script, false);
@@ -579,6 +575,7 @@ impl<'a> Run<'a> {
             let is_good = census.publics == 0
                 && census.conns == census.idle
                 && census.listeners == self.plan.owners.len()
+                && census.accepting == census.listeners
                 && census.tunnels == census.listeners
                 && census.sessions == self.clients.len()
                 && census.lanes == lanes

@@ -94,3 +94,21 @@ fn a_dead_proxy_conn_harms_its_own_flow_only() {
         assert!(report.flows[1] <= 1, "seed {seed}: {report:?}");
     }
 }
+
+/// More visitors at once than may wait for proxy_conns: the listeners pause, the rest wait in the
+/// kernel, and all of them are served.
+#[test]
+fn a_crowd_is_served() {
+    for seed in 0..4 {
+        let mut plan = calm();
+        plan.gateway_cores = 1 + (seed as usize % 2);
+        plan.troubles = vec![(500 * MS, Trouble::Crowd { tunnel: 0, visitors: 3_500 })];
+        let report = run_plan(seed, &plan, &Options::default());
+        let report = report.unwrap_or_else(|why| panic!("{seed}: {why}"));
+        assert_eq!(report.flows[1], 0, "seed {seed}: {report:?}");
+        if cfg!(debug_assertions) {
+            let has = |mark| report.marks.get(mark).is_some_and(|count| *count > 0);
+            assert!(has("accept_paused") && has("accept_resumed"), "seed {seed}: no pause");
+        }
+    }
+}

@@ -336,3 +336,42 @@ fn one_inbound_at_a_time() {
     scene.submit(Op::Fill { from: near });
     scene.submit(Op::Fill { from: near });
 }
+
+/// A recalled accept comes home behind what it accepted, and who comes later waits for the next one.
+#[test]
+fn a_recalled_accept_loses_nobody() {
+    const VISITORS: usize = 40;
+    let mut overshoots = 0;
+    for seed in 0..30 {
+        let weather = Weather {
+            latency_min: MS,
+            latency_max: 5 * MS,
+            late: 400,
+            shuffle: 500,
+            ..Weather::fair()
+        };
+        let mut scene = Scene::new(seed, weather);
+        scene.world.run_as(scene.near);
+        let (handle, _) = Sim::listen(at(1), ListenOptions::default()).expect("a free port");
+        let listener = scene.driver.adopt(handle);
+        scene.driver.recall_accept(listener);
+        let accepting = scene.submit(Op::Accept { listener });
+        let dial = |scene: &Scene| scene.world.dial(scene.far, at(1));
+        let _visitors: Vec<AppSock> = (0..VISITORS).map(|_| dial(&scene)).collect();
+        scene.pass(6 * MS);
+        scene.driver.recall_accept(listener);
+        scene.pass(50 * MS);
+        let outcomes: Vec<Outcome> = std::iter::from_fn(|| scene.take(accepting)).collect();
+        let is_accepted = |it: &&Outcome| matches!(it, Outcome::Accepted { .. });
+        let first = outcomes.iter().filter(is_accepted).count();
+        assert_eq!(outcomes.len(), first + 1, "{outcomes:?}");
+        assert!(matches!(outcomes[first], Outcome::Failed(Fault::Cancelled)), "{outcomes:?}");
+        assert!(first < VISITORS, "seed {seed}: nobody came after the recall");
+        let again = scene.submit(Op::Accept { listener });
+        scene.pass(50 * MS);
+        let second = std::iter::from_fn(|| scene.take(again)).count();
+        assert_eq!(first + second, VISITORS, "seed {seed}");
+        overshoots += scene.world.counts().get("accepted_after_recall").copied().unwrap_or(0);
+    }
+    assert!(overshoots > 0, "nobody was accepted after a recall");
+}

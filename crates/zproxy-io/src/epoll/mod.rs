@@ -251,6 +251,19 @@ impl Driver for Epoll {
         count
     }
 
+    fn recall_accept(&mut self, listener: Sock) {
+        let Some(entry) = self.socks.get_mut(listener) else { return };
+        let is_accept = |pending: &mut Pending<Inbound>| matches!(pending.op, Inbound::Accept);
+        // Being closed, it comes home with the close. What it has accepted was told already; the ready
+        // queue may go on naming it.
+        if entry.close.is_none()
+            && let Some(Pending { token, .. }) = entry.inbound.take_if(is_accept)
+        {
+            let outcome = Outcome::Failed(Fault::Cancelled);
+            self.stillborn.push(Done { token, outcome });
+        }
+    }
+
     fn submit(&mut self, token: Token, op: Op) {
         if let Op::Close { sock, how } = op {
             return self.queue_close(sock, token, how);

@@ -31,9 +31,15 @@ pub(super) struct Ops {
 
 #[derive(Debug)]
 enum Inbound {
-    Accept,
+    Accept {
+        /// It was recalled, and comes home then.
+        ends_at: Option<Duration>,
+    },
     Connect,
-    Recv { buf: Vec<u8>, max: usize },
+    Recv {
+        buf: Vec<u8>,
+        max: usize,
+    },
     Fill,
 }
 
@@ -163,7 +169,7 @@ impl Kernel {
         };
         let one = "one operation of a kind on a socket at a time";
         match op {
-            Op::Accept { .. } => self.begin(first, token, Inbound::Accept),
+            Op::Accept { .. } => self.begin(first, token, Inbound::Accept { ends_at: None }),
             Op::Connect { to, .. } => {
                 self.begin(first, token, Inbound::Connect);
                 self.dial(first, to);
@@ -207,6 +213,18 @@ impl Kernel {
         let is_free = ops.is_inbound_free();
         assert!(is_free, "inbound: one operation of a kind on a socket at a time");
         ops.inbound = Some((token, op));
+    }
+
+    /// A recalled accept goes on for a moment: the kernel may be at it just now.
+    pub(super) fn recall_accept(&mut self, driver: usize, listener: Sock) {
+        let Some(id) = self.id(driver, listener) else { return };
+        let at = self.now + Duration::from_micros(self.random.between(0, 3_000));
+        if let Some((_, Inbound::Accept { ends_at })) = &mut self.sock(id).ops.inbound
+            && ends_at.is_none()
+        {
+            *ends_at = Some(at);
+            self.at(at, Event::Nudge { sock: id });
+        }
     }
 
     fn submit_close(&mut self, driver: usize, token: Token, sock: Sock, how: Ending) {
@@ -318,7 +336,10 @@ impl Kernel {
     fn run_inbound(&mut self, driver: usize, id: SockId) {
         let Some((token, op)) = self.sock(id).ops.inbound.take() else { return };
         let outcome = match op {
-            Inbound::Accept => self.run_accept(driver, id, token).ok_or(Inbound::Accept),
+            Inbound::Accept { ends_at } => {
+                let outcome = self.run_accept(driver, id, token, ends_at);
+                outcome.ok_or(Inbound::Accept { ends_at })
+            }
             Inbound::Connect => self.connected(id).ok_or(Inbound::Connect),
             Inbound::Recv { mut buf, max } => {
                 let start = buf.len();
@@ -355,8 +376,17 @@ impl Kernel {
     }
 
     /// Accepts what waits; an outcome ends accepting.
-    fn run_accept(&mut self, driver: usize, id: SockId, token: Token) -> Option<Outcome> {
+    fn run_accept(
+        &mut self,
+        driver: usize,
+        id: SockId,
+        token: Token,
+        ends_at: Option<Duration>,
+    ) -> Option<Outcome> {
         loop {
+            if ends_at.is_some_and(|at| at <= self.now) {
+                return Some(Outcome::Failed(Fault::Cancelled));
+            }
             let process = self.drivers[driver].process;
             let Kind::Listener(listener) = &self.sock(id).kind else {
                 unreachable!("only a listener accepts")
@@ -375,6 +405,9 @@ impl Kernel {
             let peer: Option<SocketAddr> = is_known.then_some(peer);
             let done = Done { token, outcome: Outcome::Accepted { sock, peer } };
             self.bring_home(driver, [Some(id), None], done);
+            if ends_at.is_some() {
+                self.count("accepted_after_recall");
+            }
         }
     }
 

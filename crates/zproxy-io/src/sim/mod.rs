@@ -445,6 +445,10 @@ impl Driver for Sim {
         self.kernel.borrow_mut().take_now(self.driver, from, buf, max)
     }
 
+    fn recall_accept(&mut self, listener: Sock) {
+        self.kernel.borrow_mut().recall_accept(self.driver, listener);
+    }
+
     fn submit(&mut self, token: Token, op: Op) {
         self.kernel.borrow_mut().submit(self.driver, token, op);
     }

@@ -36,6 +36,8 @@ pub(super) struct Entry {
 pub(super) enum Work {
     Accept {
         listener: Sock,
+        /// It is being cancelled, and not armed again.
+        is_recalled: bool,
     },
     Connect {
         sock: Sock,
@@ -73,7 +75,7 @@ impl Places {
     pub(super) fn of(work: &Work) -> Self {
         let none = Self::default();
         match work {
-            Work::Accept { listener: sock }
+            Work::Accept { listener: sock, .. }
             | Work::Connect { sock, .. }
             | Work::Recv { sock, .. } => Self { inbound: Some(*sock), ..none },
             Work::Send { sock, .. } => Self { outbound: Some(*sock), ..none },

@@ -253,7 +253,7 @@ impl Uring {
 
     fn first_step(&mut self, work: &mut Work, key: Key) -> Step {
         match work {
-            Work::Accept { listener } => self.accept_step(*listener, key),
+            Work::Accept { listener, .. } => self.accept_step(*listener, key),
             Work::Connect { sock, address } => {
                 let entry = opcode::Connect::new(self.fd(*sock), address.as_ptr(), address.len());
                 self.queue(entry.build(), key, Part::Main)
@@ -320,7 +320,10 @@ impl Uring {
     ) -> Step {
         let (token, pending) = (entry.token, entry.pending);
         match &mut entry.work {
-            Work::Accept { listener } => self.on_accept(*listener, token, key, result, pending),
+            Work::Accept { listener, is_recalled } => {
+                let ends = *is_recalled || self.is_closing(*listener);
+                self.on_accept(*listener, token, key, result, pending, ends)
+            }
             Work::Connect { sock, .. } if result < 0 => self.failed_on(*sock, result),
             Work::Connect { .. } => Step::Finish(Outcome::Connected),
             Work::Recv { sock, buf, max } => self.on_recv(*sock, buf, *max, key, result),
@@ -439,9 +442,22 @@ impl Driver for Uring {
         count
     }
 
+    fn recall_accept(&mut self, listener: Sock) {
+        let Some(entity) = self.socks.get(listener) else { return };
+        // Being closed, it is on its way home.
+        let (Some(key), None) = (entity.inbound, entity.closing) else { return };
+        let entry = self.entries[key as usize].as_mut();
+        let entry = entry.expect("an operation in flight has its entry");
+        if let Work::Accept { is_recalled, .. } = &mut entry.work
+            && !std::mem::replace(is_recalled, true)
+        {
+            self.cancel(key, Part::Main);
+        }
+    }
+
     fn submit(&mut self, token: Token, op: Op) {
         let work = match op {
-            Op::Accept { listener } => Work::Accept { listener },
+            Op::Accept { listener } => Work::Accept { listener, is_recalled: false },
             Op::Connect { sock, to } => Work::Connect { sock, address: Box::new(to.into()) },
             Op::Recv { sock, buf, max } => Work::Recv { sock, buf, max },
             Op::Send { sock, buf } => Work::Send { sock, buf, sent: 0 },

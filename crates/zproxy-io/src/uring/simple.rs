@@ -66,6 +66,7 @@ impl Uring {
         key: Key,
         result: i32,
         pending: u8,
+        ends: bool,
     ) -> Step {
         if result >= 0 {
             let fd = sys::own(result);
@@ -76,7 +77,7 @@ impl Uring {
         if pending > 0 {
             return Step::Wait;
         }
-        if self.is_closing(listener) {
+        if ends {
             return failed(-libc::ECANCELED);
         }
         // Without F_MORE the multishot has ended, whatever the reason: arm it again.

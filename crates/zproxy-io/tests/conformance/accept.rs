@@ -4,9 +4,18 @@ use std::net::TcpStream;
 
 use zproxy_io::{Ending, Fault, Op, Outcome, RelayMode};
 
+use crate::support::bytes::Random;
 use crate::support::{Kit, World, far};
 
-conformance!(one_connection, many_connections, closing_the_listener_ends_accepting, both_families);
+conformance!(
+    one_connection,
+    many_connections,
+    closing_the_listener_ends_accepting,
+    both_families,
+    a_recalled_accept_comes_home,
+    nobody_is_lost_while_accepting_stops_and_goes_on,
+    recalling_and_closing,
+);
 
 /// A connection is accepted with the address of its far end, and bytes pass.
 fn one_connection<K: Kit>() {
@@ -76,4 +85,104 @@ fn both_families<K: Kit>() {
     let Outcome::Accepted { peer, .. } = outcome else { panic!("not accepted: {outcome:?}") };
     assert_eq!(peer, far.local_addr().ok());
     world.finish();
+}
+
+/// An accept that is recalled ends as cancelled, once. Its listener stays open: who connects then is
+/// accepted when accepting goes on. To recall what is not in flight does nothing.
+fn a_recalled_accept_comes_home<K: Kit>() {
+    use zproxy_io::Driver;
+    let mut world = World::new::<K>(RelayMode::Auto);
+    let (listener, addr) = world.listen();
+    world.driver.recall_accept(listener);
+    let token = world.submit(Op::Accept { listener });
+    world.assert_waits(token);
+    let early = far::prepare(TcpStream::connect(addr).expect("the listener listens"));
+    let outcome = world.outcome(token);
+    assert!(matches!(outcome, Outcome::Accepted { .. }), "{outcome:?}");
+    world.driver.recall_accept(listener);
+    world.driver.recall_accept(listener);
+    let outcome = world.outcome(token);
+    assert!(matches!(outcome, Outcome::Failed(Fault::Cancelled)), "{outcome:?}");
+    let late: Vec<_> =
+        (0..20).map(|_| far::prepare(TcpStream::connect(addr).expect("still open"))).collect();
+    assert!(!world.settle(), "something came home without an accept");
+    let again = world.submit(Op::Accept { listener });
+    for _ in &late {
+        let outcome = world.outcome(again);
+        assert!(matches!(outcome, Outcome::Accepted { .. }), "{outcome:?}");
+    }
+    world.assert_waits(again);
+    // Recalled before the driver had an occasion to try it.
+    world.driver.recall_accept(listener);
+    let outcome = world.outcome(again);
+    assert!(matches!(outcome, Outcome::Failed(Fault::Cancelled)), "{outcome:?}");
+    let hasty = world.submit(Op::Accept { listener });
+    world.driver.recall_accept(listener);
+    let outcome = world.outcome(hasty);
+    assert!(matches!(outcome, Outcome::Failed(Fault::Cancelled)), "{outcome:?}");
+    drop(early);
+    world.finish();
+}
+
+/// Whatever moment accepting is stopped and gone on with at: each connection is accepted exactly once.
+fn nobody_is_lost_while_accepting_stops_and_goes_on<K: Kit>() {
+    use zproxy_io::Driver;
+    const CONNS: usize = 600;
+    let mut world = World::new::<K>(RelayMode::Auto);
+    let (listener, addr) = world.listen();
+    let mut token = world.submit(Op::Accept { listener });
+    let dialling = std::thread::spawn(move || {
+        let dial = |_| far::prepare(TcpStream::connect(addr).expect("the listener listens"));
+        (0..CONNS).map(dial).collect::<Vec<_>>()
+    });
+    let mut random = Random::new(0xACCE);
+    let mut until_recall = 1;
+    let mut peers = Vec::new();
+    let mut recalls = 0;
+    while peers.len() < CONNS {
+        match world.outcome(token) {
+            Outcome::Accepted { peer, .. } => {
+                peers.push(peer.expect("the far ends stay"));
+                until_recall -= 1;
+                if until_recall == 0 {
+                    world.driver.recall_accept(listener);
+                    recalls += 1;
+                }
+            }
+            Outcome::Failed(Fault::Cancelled) => {
+                assert!(until_recall <= 0, "cancelled by nobody");
+                until_recall = random.upto(20) as i64;
+                token = world.submit(Op::Accept { listener });
+            }
+            other => panic!("accepting failed: {other:?}"),
+        }
+    }
+    assert!(recalls > 1, "it was never recalled");
+    let fars = dialling.join().expect("every dial succeeded");
+    let mut dialled: Vec<_> = fars.iter().map(|far| far.local_addr().expect("open")).collect();
+    peers.sort();
+    dialled.sort();
+    assert_eq!(peers, dialled);
+    world.finish();
+}
+
+/// A listener may be closed while its accept is being recalled: one end, then the close.
+fn recalling_and_closing<K: Kit>() {
+    use zproxy_io::Driver;
+    for recall_first in [true, false] {
+        let mut world = World::new::<K>(RelayMode::Auto);
+        let (listener, addr) = world.listen();
+        let token = world.submit(Op::Accept { listener });
+        world.assert_waits(token);
+        if recall_first {
+            world.driver.recall_accept(listener);
+        }
+        let closing = world.start_close(listener, Ending::Clean);
+        world.driver.recall_accept(listener);
+        assert!(matches!(world.outcome(closing), Outcome::Closed));
+        assert!(matches!(world.take(token), Some(Outcome::Failed(Fault::Cancelled))));
+        world.driver.recall_accept(listener);
+        assert!(TcpStream::connect(addr).is_err(), "the port is still open");
+        world.finish();
+    }
 }

@@ -1,9 +1,11 @@
 //! A data core: a pinned thread with its own driver. It owns its public listeners, the public conns
 //! that they accept, and the proxy_conns that the control core hands to it, all authenticated.
 //!
-//! `mod` is the loop and its messages, `publics` the public side (accept, wait, bind, end), `conns`
-//! the proxy_conns and their machine's actions, `lanes` what is told of flows.
+//! `mod` is the loop and its messages, `accepting` when listeners accept and when they pause,
+//! `publics` the public side (accept, wait, bind, end), `conns` the proxy_conns and their machine's
+//! actions, `lanes` what is told of flows.
 
+mod accepting;
 #[cfg(feature = "sim")]
 mod census;
 mod conns;
@@ -16,7 +18,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tracing::{debug, info, warn};
-use zproxy_io::{Done, Driver, DriverLost, Ending, Op, Outcome, Sock, Token};
+use zproxy_io::{Done, Driver, DriverLost, Ending, Op, Sock, Token};
 use zproxy_proto::id::{FlowId, ProxyId, TunnelId};
 use zproxy_proto::pool::Pool;
 use zproxy_proto::proxy_conn::{Input, Mode, ProxyConn, Reach};
@@ -30,6 +32,7 @@ pub use census::Census;
 use crate::config::Settings;
 use crate::mailbox::{Report, SessionNo, Tell};
 use crate::sorted;
+use accepting::Accepting;
 use lanes::LaneConn;
 
 /// Accept of a listener; key: listener.
@@ -78,16 +81,6 @@ struct Listener {
     state: Accepting,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Accepting {
-    /// Connections are being accepted.
-    On,
-    /// Out of descriptors; tried again at this time.
-    Paused { until: Duration },
-    /// Being closed.
-    Off,
-}
-
 /// A tunnel as this core sees it.
 #[derive(Debug)]
 struct Tunnel {
@@ -104,6 +97,10 @@ struct Session {
     /// client that met a new flow's `Start` would look like the end of an empty answer.
     is_parting: bool,
     pool: Pool<Key, Key>,
+    /// So many visitors wait that its listeners pause.
+    is_crowded: bool,
+    /// What was told of that.
+    crowding: Shortage,
     conns: HashMap<ProxyId, Key>,
     /// By data core of the client.
     lanes: HashMap<u16, Key>,
@@ -219,6 +216,8 @@ pub(crate) struct Worker<D: Driver> {
     alarms: BinaryHeap<Reverse<(Duration, SessionNo)>>,
     next_look: Option<Duration>,
     shortage: Shortage,
+    /// Times that a crowd made listeners pause.
+    crowds: u64,
     pipes: SmallPipes,
     /// Spent `Start` buffers.
     spare: Vec<Vec<u8>>,
@@ -262,6 +261,7 @@ impl<D: Driver> Worker<D> {
             alarms: BinaryHeap::new(),
             next_look: None,
             shortage: Shortage::default(),
+            crowds: 0,
             pipes: SmallPipes::default(),
             spare: Vec::new(),
             course: Course::Serving,
@@ -298,9 +298,11 @@ impl<D: Driver> Worker<D> {
             (self.listeners.len(), self.publics.len(), self.conns.len());
         let (lanes, heard, told) = (self.lanes.len(), self.notices_heard, self.notices_told);
         info!(
-            "core={} stats listeners={listeners} publics={publics} conns={conns} settling={} \
-             lanes={lanes} notices_heard={heard} notices_told={told} {}",
+            "core={} stats listeners={listeners} paused={} crowds={} publics={publics} \
+             conns={conns} settling={} lanes={lanes} notices_heard={heard} notices_told={told} {}",
             self.core,
+            self.paused(),
+            self.crowds,
             self.settling(),
             self.driver.stats()
         );
@@ -359,7 +361,18 @@ impl<D: Driver> Worker<D> {
                 let pool = Pool::new().with_bind_deadline(self.limits.bind_timeout);
                 let (ctl, is_parting, alarm) = (Reach::Up, false, None);
                 let (conns, lanes) = (HashMap::new(), HashMap::new());
-                let entry = Session { client, ctl, is_parting, pool, conns, lanes, alarm };
+                let (is_crowded, crowding) = (false, Shortage::default());
+                let entry = Session {
+                    client,
+                    ctl,
+                    is_parting,
+                    pool,
+                    is_crowded,
+                    crowding,
+                    conns,
+                    lanes,
+                    alarm,
+                };
                 self.sessions.insert(session, entry);
                 self.touched.push(session);
             }
@@ -401,6 +414,7 @@ impl<D: Driver> Worker<D> {
         let Some(entry) = self.sessions.get_mut(&session) else { return };
         entry.is_parting = true;
         let all = entry.pool.clear();
+        self.touched.push(session);
         for conn in all.surplus {
             self.feed(conn, Input::Retire);
         }
@@ -479,17 +493,6 @@ impl<D: Driver> Worker<D> {
         times.into_iter().flatten().min()
     }
 
-    /// When the first paused listener accepts again. Listeners are looked through only during a
-    /// shortage: there may be hundreds, and this is asked every turn.
-    fn paused_until(&self) -> Option<Duration> {
-        self.shortage.poll_timeout()?;
-        let until = |listener: &Listener| match listener.state {
-            Accepting::Paused { until } => Some(until),
-            Accepting::On | Accepting::Off => None,
-        };
-        self.listeners.iter().filter_map(|(_, listener)| until(listener)).min()
-    }
-
     fn on_time(&mut self, now: Duration) {
         while let Some(Reverse((at, session))) = self.alarms.peek().copied()
             && at <= now
@@ -510,6 +513,9 @@ impl<D: Driver> Worker<D> {
             return;
         }
         entry.alarm = None;
+        if !entry.is_crowded && entry.crowding.is_over(now) {
+            info!("core={} client={} accepting again", self.core, entry.client);
+        }
         let due = entry.pool.handle_timeout(now);
         for key in due.waiters {
             mark!("no_proxy_conn");
@@ -526,6 +532,7 @@ impl<D: Driver> Worker<D> {
         let now = self.driver.now();
         let mut touched = std::mem::take(&mut self.touched);
         for session in touched.drain(..) {
+            self.poll_crowd(session, now);
             let Some(entry) = self.sessions.get_mut(&session) else { continue };
             let is_served = entry.ctl == Reach::Up && !entry.is_parting;
             if is_served && self.course == Course::Serving {
@@ -534,7 +541,8 @@ impl<D: Driver> Worker<D> {
                     self.outgoing.push(Report::Want { session, core: self.core, count });
                 }
             }
-            let due = entry.pool.poll_timeout();
+            let calm = entry.crowding.poll_timeout().filter(|_| !entry.is_crowded);
+            let due = entry.pool.poll_timeout().into_iter().chain(calm).min();
             if let Some(at) = due
                 && entry.alarm.is_none_or(|alarm| at < alarm)
             {
@@ -591,22 +599,6 @@ impl<D: Driver> Worker<D> {
         is_any
     }
 
-    fn resume_accepting(&mut self, now: Duration) {
-        if self.shortage.poll_timeout().is_none() {
-            return;
-        }
-        for (key, listener) in self.listeners.iter_mut() {
-            if matches!(listener.state, Accepting::Paused { until } if until <= now) {
-                listener.state = Accepting::On;
-                let name = Name { kind: ACCEPT, key };
-                self.driver.submit(name.token(), Op::Accept { listener: listener.sock });
-            }
-        }
-        if self.shortage.is_over(now) {
-            info!("core={} accepting again", self.core);
-        }
-    }
-
     fn submit_close(&mut self, kind: u8, key: Key, sock: Sock, how: Ending) {
         self.driver.submit(Name { kind, key }.token(), Op::Close { sock, how });
     }
@@ -628,25 +620,5 @@ impl<D: Driver> Worker<D> {
     fn close_stray(&mut self, sock: Sock) {
         self.driver
             .submit(Token(u64::from(CLOSE_STRAY) << 56), Op::Close { sock, how: Ending::Reset });
-    }
-
-    fn on_accept(&mut self, key: Key, outcome: Outcome) {
-        match outcome {
-            Outcome::Accepted { sock, peer } => self.on_public(key, sock, peer),
-            Outcome::Failed(fault) => {
-                let Some(listener) = self.listeners.get_mut(key) else { return };
-                if listener.state == Accepting::Off {
-                    return;
-                }
-                mark!("publics_paused");
-                let (until, is_news) = self.shortage.note(self.driver.now());
-                listener.state = Accepting::Paused { until };
-                if is_news {
-                    warn!("core={} accepting paused: {fault}", self.core);
-                    self.shed();
-                }
-            }
-            other => unreachable!("not the result of an accept: {other:?}"),
-        }
     }
 }

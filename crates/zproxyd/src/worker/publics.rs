@@ -10,8 +10,8 @@ use zproxy_proto::proxy_conn::Input;
 use zproxy_relay::{Direction, End, Flow, Heard, Key, Keys, Name, kind};
 
 use super::{
-    ACCEPT, Accepting, Bound, By, CLOSE_LISTENER, CLOSE_PUBLIC, Course, LOOK_INTERVAL, Life,
-    Listener, Public, PublicState, Tunnel, Worker,
+    Accepting, Bound, By, CLOSE_LISTENER, CLOSE_PUBLIC, Course, LOOK_INTERVAL, Life, Listener,
+    Public, PublicState, Tunnel, Worker,
 };
 use crate::mailbox::{Report, SessionNo};
 
@@ -31,8 +31,7 @@ impl<D: Driver> Worker<D> {
             return;
         }
         self.tunnels.insert(tunnel, Tunnel { name, listener: key });
-        let accept = Name { kind: ACCEPT, key };
-        self.driver.submit(accept.token(), Op::Accept { listener: sock });
+        self.accept(key);
         self.unreported.push(tunnel);
         self.report_served();
     }
@@ -96,6 +95,7 @@ impl<D: Driver> Worker<D> {
                 // A visitor that leaves while it waits is noticed and not paired.
                 let watch = Name { kind: kind::WATCH_NEAR, key };
                 self.driver.submit(watch.token(), Op::Watch { sock });
+                self.poll_crowd(session, now);
             }
             Take::Full => {
                 mark!("waiting_list_full");
