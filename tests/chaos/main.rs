@@ -10,6 +10,7 @@
 mod crowds;
 mod kills;
 mod links;
+mod paths;
 mod shortages;
 
 use std::time::Duration;

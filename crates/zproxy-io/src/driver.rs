@@ -48,6 +48,12 @@ pub trait Driver {
     /// gone, which the operations in flight report.
     fn shutdown_write(&mut self, sock: Sock);
 
+    /// What the kernel knows of the far end of a connection; none when it does not tell.
+    fn far_end(&self, sock: Sock) -> Option<FarEnd> {
+        let _ = sock;
+        None
+    }
+
     /// Appends bytes to `buf` that are there already, at most `max`, so that they can travel with
     /// something else, and tells how many. Never waits, may find none although there are some, and
     /// leaves ends and failures to the next operation that takes from the socket.
@@ -77,6 +83,16 @@ pub trait Driver {
 
     /// The counters so far.
     fn stats(&self) -> Stats;
+}
+
+/// What the kernel knows of the far end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FarEnd {
+    /// Since it last acknowledged anything, something was sent there that asks for it: bytes, a FIN, or
+    /// a probe. True for a round trip each time.
+    pub owes: bool,
+    /// Since it last acknowledged anything.
+    pub silence: Duration,
 }
 
 /// A driver that a data core can make for itself.

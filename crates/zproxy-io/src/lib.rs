@@ -26,7 +26,7 @@ mod table;
 mod uring;
 
 pub use doorbell::Doorbell;
-pub use driver::{Driver, DriverConfig, DriverLost, ListenOptions, Open, Stats};
+pub use driver::{Driver, DriverConfig, DriverLost, FarEnd, ListenOptions, Open, Stats};
 pub use epoll::Epoll;
 pub use fault::Fault;
 pub use lease::Lease;

@@ -273,6 +273,52 @@ pub(crate) fn is_tcp_closed(fd: RawFd) -> bool {
     status == 0 && state == TCP_CLOSE
 }
 
+/// What `TCP_INFO` says of the far end. Observed on Linux 6.18, at the sender:
+///
+/// | | `unacked` | `retransmits` | `probes` | `last_data_sent` | `last_ack_recv` |
+/// |---|---|---|---|---|---|
+/// | path dead, data sent | > 0 | grows | 0 | since the last try | since it died |
+/// | window closed, peer alive | 0 | 0 | 0 | long ago | since the last probe, up to 120 s |
+/// | window closed, path dead | 0 | 0 | 1, 2, … | long ago | since it died |
+/// | peer alive, out of memory | > 0 | 0 | 0 | since the last try, up to 120 s | the same |
+/// | nothing to say, peer alive | 0 | 0 | 0 | long ago | long ago |
+///
+/// So silence says nothing: a slow reader is silent for as long as nobody asks it anything. Neither
+/// does `backoff`, which grows with probes that are answered. What tells is that something was sent
+/// after the last answer; only of a FIN on its own the kernel does not note when it was sent. A live
+/// peer may leave a try unanswered that comes within 500 ms of another (`tcp_invalid_ratelimit`), as the
+/// first few do: it then owes for about a second.
+pub(crate) fn far_end(fd: RawFd) -> Option<crate::FarEnd> {
+    // Places in `struct tcp_info`, whose beginning never changes.
+    const STATE: usize = 0;
+    const RETRANSMITS: usize = 2;
+    const PROBES: usize = 3;
+    const UNACKED: usize = 24;
+    const LAST_DATA_SENT: usize = 44;
+    const LAST_ACK_RECV: usize = 56;
+    const SIZE: usize = 60;
+    /// `TCP_FIN_WAIT1`, `TCP_LAST_ACK`, `TCP_CLOSING`: a FIN was sent and is not acknowledged.
+    const FIN_SENT: [u8; 3] = [4, 9, 11];
+    let mut info = [0u8; SIZE];
+    let mut len = SIZE as libc::socklen_t;
+    let out = info.as_mut_ptr().cast();
+    let (level, name) = (libc::IPPROTO_TCP, libc::TCP_INFO);
+    // SAFETY: `info` is writable for `len` bytes and the kernel writes no more than that.
+    let status = unsafe { libc::getsockopt(fd, level, name, out, &raw mut len) };
+    if status != 0 || (len as usize) < SIZE {
+        return None;
+    }
+    let word = |at: usize| {
+        u32::from_ne_bytes(info[at..at + 4].try_into().expect("four bytes within the structure"))
+    };
+    let is_fin_lost = info[RETRANSMITS] > 0 && FIN_SENT.contains(&info[STATE]);
+    let is_unanswered = word(LAST_DATA_SENT) < word(LAST_ACK_RECV) || is_fin_lost;
+    Some(crate::FarEnd {
+        owes: info[PROBES] > 0 || (word(UNACKED) > 0 && is_unanswered),
+        silence: Duration::from_millis(u64::from(word(LAST_ACK_RECV))),
+    })
+}
+
 /// A socket address in the kernel's form.
 #[derive(Debug)]
 pub(crate) struct Address {

@@ -238,6 +238,11 @@ pub struct FlowFlags {
     /// Close a half-closed flow in which nothing moves for so long; 0 = never [default: 3600]
     #[arg(long, value_name = "S")]
     pub half_close_timeout: Option<Seconds>,
+
+    /// Reset a flow of which an end owes an acknowledgement for so long; 0 = leave it to TCP
+    /// [default: 120]
+    #[arg(long, value_name = "S")]
+    pub dead_after: Option<Seconds>,
 }
 
 /// [`FlowFlags`] as meant.
@@ -249,23 +254,34 @@ pub struct FlowSettings {
     pub idle_timeout: Option<Duration>,
     /// A half-closed flow in which nothing moves for so long is closed; none: never.
     pub half_close_timeout: Option<Duration>,
+    /// A flow of which an end owes an acknowledgement for so long is reset; none: TCP decides.
+    pub dead_after: Option<Duration>,
 }
 
 impl Layers<FlowFlags> {
     /// As meant.
-    #[must_use]
-    pub fn resolve(&self) -> FlowSettings {
+    ///
+    /// # Errors
+    /// When a living end could be taken for dead.
+    pub fn resolve(&self) -> Result<FlowSettings, Exit> {
         let half_close_default = Seconds(HALF_CLOSE_TIMEOUT);
         let (drain, idle, half_close) = (
             self.pick(|typed| &typed.drain_timeout),
             self.pick(|typed| &typed.idle_timeout),
             self.pick(|typed| &typed.half_close_timeout),
         );
-        FlowSettings {
+        let dead_after =
+            self.pick(|typed| &typed.dead_after).unwrap_or(Seconds(limits::DEAD_AFTER)).or_off();
+        if dead_after.is_some_and(|limit| limit < limits::DEAD_AFTER_MIN) {
+            let what = format!("must be 0 or at least {} s", limits::DEAD_AFTER_MIN.as_secs());
+            return Err(self.wrong("dead-after", |typed| &typed.dead_after, what));
+        }
+        Ok(FlowSettings {
             drain_timeout: drain.map_or(limits::DRAIN_TIMEOUT, |Seconds(time)| time),
             idle_timeout: idle.and_then(Seconds::or_off),
             half_close_timeout: half_close.unwrap_or(half_close_default).or_off(),
-        }
+            dead_after,
+        })
     }
 }
 

@@ -127,6 +127,13 @@ pub const WAITING_PUBLICS_MAX: usize = WAITING_PUBLICS_PAUSE + 8192;
 pub const BIND_DEADLINE: Duration = Duration::from_secs(10);
 /// Time to connect to the LocalServer. Later: `Abort{timeout}`.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for which an end of a flow, an idle proxy_conn or a lane may owe an acknowledgement, unless
+/// configured. Later: reset. An outage of half that time is survived for sure, because TCP doubles the
+/// time between two tries.
+pub const DEAD_AFTER: Duration = Duration::from_secs(120);
+/// The shortest such time that can be configured: kernels ration their answers, and the first probes of
+/// a closed window may go without.
+pub const DEAD_AFTER_MIN: Duration = Duration::from_secs(2);
 /// Idle proxy_conns per client and data core at most. Surplus ones are closed.
 pub const IDLE_CONNS_MAX: usize = 256;
 /// Idle proxy_conns per client and data core that are held without demand.

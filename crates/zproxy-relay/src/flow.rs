@@ -1,9 +1,11 @@
 //! A flow on one side: two pumps between a near end (public or local conn) and a far end
 //! (proxy_conn, or the other conn of a one-hop forward).
 
+use std::time::Duration;
+
 use zproxy_io::{Driver, Fault, Lease, Op, Outcome, Sock};
 
-use crate::{Key, Name, Pump, Side, Step};
+use crate::{Key, Name, Path, PathLimit, Pump, Side, Step};
 
 /// The kinds of operation that flows submit; owners number theirs from [`kind::OWNERS`].
 pub mod kind {
@@ -81,6 +83,8 @@ pub struct Flow {
     seen: u64,
     /// Looks in a row at which nothing had moved.
     still: u32,
+    /// Behind the near end, and behind the far end.
+    paths: [Path; 2],
 }
 
 impl Flow {
@@ -96,6 +100,7 @@ impl Flow {
             far_watched: false,
             seen: 0,
             still: 0,
+            paths: [Path::default(); 2],
         }
     }
 
@@ -210,6 +215,23 @@ impl Flow {
             driver.submit(name.token(), Op::Watch { sock: self.far });
         }
         self.still
+    }
+
+    /// To be called as often; tells which end has vanished.
+    pub fn look_at_paths<D: Driver>(
+        &mut self,
+        driver: &D,
+        limit: &PathLimit,
+        now: Duration,
+    ) -> Option<End> {
+        let [near, far] = &mut self.paths;
+        let is_near_dead = near.is_dead(driver, self.near, limit, now);
+        let is_far_dead = far.is_dead(driver, self.far, limit, now);
+        match (is_near_dead, is_far_dead) {
+            (true, _) => Some(End::Near),
+            (_, true) => Some(End::Far),
+            _ => None,
+        }
     }
 }
 

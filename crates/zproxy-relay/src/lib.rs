@@ -10,6 +10,7 @@
 mod flow;
 mod line;
 mod mailbox;
+mod path;
 mod pump;
 mod shortage;
 mod slots;
@@ -17,6 +18,7 @@ mod slots;
 pub use flow::{Direction, End, Flow, Heard, Keys, kind};
 pub use line::Line;
 pub use mailbox::{Mailbox, Sender};
+pub use path::{Path, PathLimit};
 pub use pump::{Pump, Side, Step};
 pub use shortage::{SMALL_PIPES, Shortage, SmallPipes};
 pub use slots::{Key, Name, Slots};

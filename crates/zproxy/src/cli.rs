@@ -310,7 +310,7 @@ fn resolve(flags: ServeFlags, machine: &Machine) -> Result<Settings, Exit> {
         token: token.resolve(PROGRAM, machine)?,
         privileges: common.privilege.resolve(),
         log: common.log.resolve(machine)?,
-        flow: common.flow.resolve(),
+        flow: common.flow.resolve()?,
         heartbeat: heartbeat.resolve()?,
         connect_timeout: common.connect_timeout()?,
         config_file: flags.config.config,
@@ -412,7 +412,7 @@ fn resolve_forward(flags: ForwardFlags, machine: &Machine) -> Result<ForwardSett
         data: common.core.resolve(machine)?,
         privileges: common.privilege.resolve(),
         log: common.log.resolve(machine)?,
-        flow: common.flow.resolve(),
+        flow: common.flow.resolve()?,
         connect_timeout: common.connect_timeout()?,
         config_file: flags.config.config,
     })

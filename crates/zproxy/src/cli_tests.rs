@@ -89,7 +89,7 @@ fn flags_reach_their_settings() {
     let s = settings(
         "--server a:1 --local b:2 --public-port 8000 --name web --cores 1 --backend uring \
          --token-file /t --state-dir /s --connect-timeout 0.5 --drain-timeout 1 --heartbeat 1 \
-         --heartbeat-deadline 2 --idle-timeout 3 --half-close-timeout 4 --log-level off \
+         --heartbeat-deadline 2 --idle-timeout 3 --half-close-timeout 4 --dead-after 5.5 --log-level off \
          --busy-poll 30",
     );
     assert_eq!(s.data.busy_poll, Duration::from_micros(30));
@@ -99,6 +99,7 @@ fn flags_reach_their_settings() {
     assert_eq!(s.connect_timeout, Duration::from_millis(500));
     assert_eq!(s.heartbeat.deadline, Duration::from_secs(2));
     assert_eq!(s.flow.half_close_timeout, Some(Duration::from_secs(4)));
+    assert_eq!(s.flow.dead_after, Some(Duration::from_millis(5_500)));
 }
 
 /// Every bad command line is bad usage, and the message names the flag and what would be right.

@@ -171,6 +171,7 @@ fn show_common(
     writeln!(f, "drain-timeout = {} s", flow.drain_timeout.as_secs_f64())?;
     writeln!(f, "idle-timeout = {}", show_limit(flow.idle_timeout))?;
     writeln!(f, "half-close-timeout = {}", show_limit(flow.half_close_timeout))?;
+    writeln!(f, "dead-after = {}", show_limit(flow.dead_after))?;
     writeln!(f, "user = {}", show_user(privileges.user.as_ref()))?;
     writeln!(f, "allow-core-dumps = {}", privileges.allows_core_dumps)?;
     write!(f, "log = {}", show_log(log))

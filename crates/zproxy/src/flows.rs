@@ -8,6 +8,7 @@ use tracing::info;
 use zproxy_io::Fault;
 use zproxy_proto::proxy_conn::Why;
 use zproxy_proto::wire::AbortCode;
+use zproxy_relay::PathLimit;
 
 use crate::dial::DialFault;
 
@@ -25,6 +26,8 @@ pub(crate) struct FlowLimits {
     pub(crate) idle: Option<Duration>,
     /// In which nothing moves while one direction has ended; none: any.
     pub(crate) half_close: Option<Duration>,
+    /// In which an end owes an acknowledgement.
+    pub(crate) path: PathLimit,
 }
 
 /// When to look at flows: about once a second while there are any, and else never.
@@ -51,6 +54,11 @@ impl Looks {
     /// The time of the next look, if one is wanted.
     pub(crate) fn next(&self) -> Option<Duration> {
         self.next
+    }
+
+    /// How long an end of a flow may owe an acknowledgement.
+    pub(crate) fn path(&self) -> &PathLimit {
+        &self.limits.path
     }
 
     /// Whether to look now; another look has to be wanted again.
@@ -237,7 +245,8 @@ mod tests {
     fn limits(idle: Option<u64>, half_close: Option<u64>) -> FlowLimits {
         let (idle, half_close) =
             (idle.map(Duration::from_millis), half_close.map(Duration::from_millis));
-        FlowLimits { connect: Duration::from_secs(5), idle, half_close }
+        let path = PathLimit::new(None);
+        FlowLimits { connect: Duration::from_secs(5), idle, half_close, path }
     }
 
     /// There is no timer without a flow, and a look has to be wanted again.

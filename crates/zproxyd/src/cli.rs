@@ -215,7 +215,7 @@ fn resolve(flags: Flags, machine: &Machine) -> Result<Settings, Exit> {
         token: token.resolve(PROGRAM, machine)?,
         privileges: privilege.resolve(),
         log: log.resolve(machine)?,
-        flow: flow.resolve(),
+        flow: flow.resolve()?,
         heartbeat: heartbeat.resolve()?,
         grace: wait.pick(|typed| &typed.grace).map_or(SESSION_GRACE, |s| s.0),
         bind_timeout: wait.positive("bind-timeout", |typed| &typed.bind_timeout, BIND_DEADLINE)?,

@@ -65,6 +65,7 @@ fn defaults_are_as_documented() {
     let seconds = Duration::from_secs;
     assert_eq!(s.flow.drain_timeout, seconds(30));
     assert_eq!((s.flow.idle_timeout, s.flow.half_close_timeout), (None, Some(seconds(3600))));
+    assert_eq!(s.flow.dead_after, Some(seconds(120)));
     assert_eq!((s.heartbeat.interval, s.heartbeat.deadline), (seconds(10), seconds(30)));
     assert_eq!((s.grace, s.bind_timeout), (seconds(60), seconds(10)));
 }
@@ -92,7 +93,7 @@ fn flags_reach_their_settings() {
          --public-ports 20000-20010 --backend epoll --relay copy --token-file /t --state-dir /s \
          --log-format json --log-dir /l --log-level debug --drain-timeout 0 --grace 5 \
          --heartbeat 0.1 --heartbeat-deadline 0.3 --bind-timeout 0.5 --idle-timeout 7 \
-         --half-close-timeout 0 --busy-poll 50",
+         --half-close-timeout 0 --dead-after 0 --busy-poll 50",
     );
     assert_eq!((s.data.cores.as_slice(), s.control_core), ([3, 1].as_slice(), Some(0)));
     assert_eq!((s.ctl_addr.to_string(), s.proxy_addr.port()), ("127.0.0.1:0".into(), 0));
@@ -108,6 +109,7 @@ fn flags_reach_their_settings() {
     assert_eq!(s.bind_timeout, Duration::from_millis(500));
     assert_eq!(s.flow.idle_timeout, Some(Duration::from_secs(7)));
     assert_eq!((s.flow.half_close_timeout, s.flow.drain_timeout), (None, Duration::ZERO));
+    assert_eq!(s.flow.dead_after, None);
 }
 
 /// Without a range, clients cannot take the gateway's privileged ports.
@@ -150,6 +152,7 @@ fn bad_flags_are_named() {
         ("--heartbeat 0", "--heartbeat", "more than 0"),
         ("--heartbeat 0.001", "--heartbeat", "0.05 to 600"),
         ("--heartbeat 5 --heartbeat-deadline 5", "--heartbeat-deadline", "longer"),
+        ("--dead-after 1", "--dead-after", "0 or at least 2 s"),
         ("--ctl-prot 1", "--ctl-prot", "--ctl-port"),
         ("serve", "serve", "Usage"),
     ] {

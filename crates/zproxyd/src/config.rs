@@ -100,6 +100,7 @@ impl fmt::Display for Settings {
         writeln!(f, "drain-timeout = {}", seconds(self.flow.drain_timeout))?;
         writeln!(f, "idle-timeout = {}", show_limit(self.flow.idle_timeout))?;
         writeln!(f, "half-close-timeout = {}", show_limit(self.flow.half_close_timeout))?;
+        writeln!(f, "dead-after = {}", show_limit(self.flow.dead_after))?;
         writeln!(f, "heartbeat = {}", seconds(self.heartbeat.interval))?;
         writeln!(f, "heartbeat-deadline = {}", seconds(self.heartbeat.deadline))?;
         writeln!(f, "grace = {}", seconds(self.grace))?;

@@ -21,8 +21,8 @@ use crate::pipe::PipePool;
 use crate::policy::Path;
 use crate::table::Table;
 use crate::{
-    Done, Doorbell, Driver, DriverConfig, DriverLost, Ending, Fault, ListenOptions, Op, Outcome,
-    RelayMode, Sock, Stats, Token, sock, sys,
+    Done, Doorbell, Driver, DriverConfig, DriverLost, Ending, FarEnd, Fault, ListenOptions, Op,
+    Outcome, RelayMode, Sock, Stats, Token, sock, sys,
 };
 
 use entry::{Connecting, Entry, Inbound, Outbound, Pending};
@@ -234,6 +234,10 @@ impl Driver for Epoll {
             // By contract a failure is reported by the operations in flight.
             let _ = sys::shutdown_write(entry.raw());
         }
+    }
+
+    fn far_end(&self, sock: Sock) -> Option<FarEnd> {
+        sys::far_end(self.socks.get(sock)?.raw())
     }
 
     fn take_now(&mut self, from: Sock, buf: &mut Vec<u8>, max: usize) -> usize {

@@ -35,8 +35,8 @@ use crate::policy::{Path, Policy, RelayMode};
 use crate::probe::RingRefusal;
 use crate::table::Table;
 use crate::{
-    Done, Doorbell, Driver, DriverConfig, DriverLost, Ending, Fault, ListenOptions, Op, Outcome,
-    Sock, Stats, Token, sock, sys,
+    Done, Doorbell, Driver, DriverConfig, DriverLost, Ending, FarEnd, Fault, ListenOptions, Op,
+    Outcome, Sock, Stats, Token, sock, sys,
 };
 use entry::{CANCEL, Entry, Key, Part, Places, Step, Work, failed, is_interrupted, user_data};
 use group::Group;
@@ -418,6 +418,10 @@ impl Driver for Uring {
             // The ring's SHUTDOWN always goes through a worker; the system call is quicker.
             let _ = sys::shutdown_write(entity.fd.as_raw_fd());
         }
+    }
+
+    fn far_end(&self, sock: Sock) -> Option<FarEnd> {
+        sys::far_end(self.socks.get(sock)?.fd.as_raw_fd())
     }
 
     fn take_now(&mut self, from: Sock, buf: &mut Vec<u8>, max: usize) -> usize {

@@ -14,6 +14,7 @@ mod descriptors;
 mod differential;
 mod doorbell;
 mod endings;
+mod far_end;
 mod handover;
 mod pressure;
 mod pump;

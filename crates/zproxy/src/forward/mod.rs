@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 use zproxy_io::{ListenOptions, Open};
 use zproxy_ops::signals::{self, Wish};
 use zproxy_ops::{Exit, boot};
-use zproxy_relay::{Mailbox, Sender};
+use zproxy_relay::{Mailbox, PathLimit, Sender};
 
 use crate::config::{Forward, ForwardSettings};
 use crate::flows::FlowLimits;
@@ -104,6 +104,7 @@ fn start_workers<D: Open + 'static>(
         connect: settings.connect_timeout,
         idle: settings.flow.idle_timeout,
         half_close: settings.flow.half_close_timeout,
+        path: PathLimit::new(settings.flow.dead_after),
     };
     let routes: Vec<Route> = listens
         .iter()

@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
-use zproxy_io::{Done, Driver, DriverLost, Ending, Op, Outcome, Sock, Token};
+use zproxy_io::{Done, Driver, DriverLost, Ending, Fault, Op, Outcome, Sock, Token};
 use zproxy_ops::values::HostPort;
 use zproxy_relay::{
     self as relay, Direction, Flow, Heard, Key, Keys, Mailbox, Name, SMALL_PIPES, Slots,
@@ -219,17 +219,24 @@ impl<D: Driver> Worker<D> {
         if self.pipes.is_news(&self.driver.stats()) {
             warn!("{SMALL_PIPES}");
         }
-        let mut overdue = Vec::new();
+        let (mut overdue, mut dead) = (Vec::new(), Vec::new());
         for (key, link) in self.links.iter_mut() {
             if let State::Flowing { flow, .. } = &mut link.state {
                 let still = flow.look(&mut self.driver, Keys { flow: key, far: key });
-                if self.looks.is_overdue(still, flow.is_half_closed()) {
+                let end = flow.look_at_paths(&self.driver, self.looks.path(), now);
+                if let Some(end) = end {
+                    dead.push((key, end));
+                } else if self.looks.is_overdue(still, flow.is_half_closed()) {
                     overdue.push(key);
                 }
             }
         }
         for key in overdue {
             self.finish(key, End::Idle, By::Zproxy);
+        }
+        for (key, end) in dead {
+            debug!("{end:?} end of a flow acknowledges nothing");
+            self.fail(key, end, Fault::TimedOut);
         }
         if !self.links.is_empty() {
             self.looks.want(now);
@@ -403,14 +410,16 @@ impl<D: Driver> Worker<D> {
                     self.driver.shutdown_write(sink);
                 }
             },
-            Heard::Failed(end, fault) => {
-                let by = match end {
-                    relay::End::Near => By::Public,
-                    relay::End::Far => By::Local,
-                };
-                self.finish(key, fault.into(), by);
-            }
+            Heard::Failed(end, fault) => self.fail(key, end, fault),
         }
+    }
+
+    fn fail(&mut self, key: Key, end: relay::End, fault: Fault) {
+        let by = match end {
+            relay::End::Near => By::Public,
+            relay::End::Far => By::Local,
+        };
+        self.finish(key, fault.into(), by);
     }
 
     // --- ends -----------------------------------------------------------------------------------

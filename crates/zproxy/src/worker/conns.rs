@@ -9,7 +9,7 @@ use zproxy_proto::lane::Notice;
 use zproxy_proto::limits::{DIALS_MAX, START_SIZE};
 use zproxy_proto::proxy_conn::{Action, Input, ProxyConn, Role, Why};
 use zproxy_proto::wire::{Abort, AbortCode, Attach, Fin, Released, Start, encode_proxy_opening};
-use zproxy_relay::{Key, Name, kind};
+use zproxy_relay::{Key, Name, Path, kind};
 
 use super::lanes::Haste;
 use super::{CONNECT_PROXY, OPENING, Phase, Worker};
@@ -21,6 +21,8 @@ pub(super) struct Conn {
     pub(super) sock: Sock,
     /// Whether a watch is in flight on it, perhaps since an earlier flow.
     pub(super) far_watched: bool,
+    /// Asked about while no flow is on it.
+    pub(super) path: Path,
     state: State,
 }
 
@@ -75,6 +77,11 @@ impl Conn {
         matches!(self.state, State::Connecting(_) | State::Connected { work: Work::Opening, .. })
     }
 
+    /// Whether it is open and no flow is on it.
+    pub(super) fn is_resting(&self) -> bool {
+        matches!(self.state, State::Connected { work: Work::Idle(_) | Work::Aborting, .. })
+    }
+
     #[cfg(feature = "sim")]
     pub(super) fn is_idle(&self) -> bool {
         matches!(self.state, State::Connected { work: Work::Idle(_), .. })
@@ -119,7 +126,13 @@ impl<D: Driver> Worker<D> {
             Err(fault) => return self.note_unreachable(fault),
         };
         let state = State::Connecting(attach);
-        let key = self.conns.insert(Conn { proxy, sock, far_watched: false, state });
+        let key = self.conns.insert(Conn {
+            proxy,
+            sock,
+            far_watched: false,
+            path: Path::default(),
+            state,
+        });
         self.dialling += 1;
         self.by_id.insert(proxy, key);
         self.proxy_dials.set(key, self.driver.now());

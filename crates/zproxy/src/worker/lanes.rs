@@ -10,7 +10,7 @@ use zproxy_proto::id::ProxyId;
 use zproxy_proto::lane::{Lane, Notice};
 use zproxy_proto::proxy_conn::{Input, Reach, Role};
 use zproxy_proto::wire::{Attach, encode_proxy_opening};
-use zproxy_relay::{Key, Line, Name};
+use zproxy_relay::{Key, Line, Name, Path};
 
 use super::{CONNECT_LANE, LANE_HEARD, LANE_SAID, Phase, Worker};
 use crate::mailbox::Report;
@@ -20,6 +20,7 @@ pub(super) struct LaneConn {
     machine: Lane,
     line: Line,
     stage: Stage,
+    path: Path,
 }
 
 enum Stage {
@@ -64,8 +65,8 @@ impl<D: Driver> Worker<D> {
             }
         };
         let machine = Lane::new(Role::Client, attach.proxy);
-        let stage = Stage::Connecting(attach);
-        let key = self.lanes.insert(LaneConn { machine, line: Line::new(sock), stage });
+        let (stage, line, path) = (Stage::Connecting(attach), Line::new(sock), Path::default());
+        let key = self.lanes.insert(LaneConn { machine, line, stage, path });
         self.lane_of.insert(gateway_core, key);
         self.lane_dials.set(key, self.driver.now());
         let token = Name { kind: CONNECT_LANE, key }.token();
@@ -173,6 +174,17 @@ impl<D: Driver> Worker<D> {
         // What was told meanwhile, of conns whose lane was lost, is on other lanes.
         talking.append(&mut self.talking);
         self.talking = talking;
+    }
+
+    /// Closes the lanes whose other end has vanished: flows end in-band then.
+    pub(super) fn look_at_lanes(&mut self, now: Duration) {
+        let (driver, limit) = (&self.driver, self.looks.path());
+        let open = self.lanes.iter_mut().filter(|(_, lane)| !lane.is_connecting());
+        let is_dead = |lane: &mut LaneConn| lane.path.is_dead(driver, lane.line.sock(), limit, now);
+        let dead = open.filter_map(|(key, lane)| is_dead(lane).then_some(key));
+        for key in dead.collect::<Vec<_>>() {
+            self.lose_lane(key, "the gateway acknowledges nothing");
+        }
     }
 
     /// When a lane has something to say that has waited for long enough.

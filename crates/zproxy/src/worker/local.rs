@@ -67,6 +67,10 @@ pub(super) enum Stage {
 }
 
 impl Local {
+    pub(super) fn id(&self) -> FlowId {
+        self.id
+    }
+
     /// Whether its local conn is not there yet.
     pub(super) fn is_dialling(&self) -> bool {
         !matches!(self.stage, Stage::Flowing { .. })
@@ -271,7 +275,7 @@ impl<D: Driver> Worker<D> {
     }
 
     /// The flow may have ended meanwhile; its proxy_conn is concerned all the same.
-    fn on_heard(&mut self, key: Key, conn: Key, heard: Heard) {
+    pub(super) fn on_heard(&mut self, key: Key, conn: Key, heard: Heard) {
         match heard {
             Heard::Nothing => {}
             Heard::Ended(Direction::Inbound) => self.handle(conn, Input::InBandEof),

@@ -17,14 +17,16 @@ mod local;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 use zproxy_io::{Done, Driver, DriverLost, Ending, Fault, Op, Sock, Token};
 use zproxy_ops::values::HostPort;
 use zproxy_proto::id::{ProxyId, TunnelId};
 use zproxy_proto::limits::ABORT_DEADLINE;
 use zproxy_proto::proxy_conn::Input;
 use zproxy_proto::wire::AbortCode;
-use zproxy_relay::{Key, Keys, Mailbox, Name, SMALL_PIPES, Sender, Slots, SmallPipes, kind};
+use zproxy_relay::{
+    Heard, Key, Keys, Mailbox, Name, PathLimit, SMALL_PIPES, Sender, Slots, SmallPipes, kind,
+};
 
 #[cfg(feature = "sim")]
 pub use census::Census;
@@ -84,6 +86,7 @@ impl Plan {
             connect: settings.connect_timeout,
             idle: settings.flow.idle_timeout,
             half_close: settings.flow.half_close_timeout,
+            path: PathLimit::new(settings.flow.dead_after),
         };
         let services = settings.tunnels.iter();
         let services = services
@@ -384,11 +387,13 @@ impl<D: Driver> Worker<D> {
         if self.pipes.is_news(&self.driver.stats()) {
             warn!("core={} {SMALL_PIPES}", self.core);
         }
-        let mut overdue = Vec::new();
+        let (mut overdue, mut dead) = (Vec::new(), Vec::new());
         for (key, local) in self.flows.iter_mut() {
             if let Stage::Flowing { flow, .. } = &mut local.stage {
                 let keys = Keys { flow: key, far: local.conn };
                 let still = flow.look(&mut self.driver, keys);
+                let end = flow.look_at_paths(&self.driver, self.looks.path(), now);
+                dead.extend(end.map(|end| (key, local.conn, end)));
                 let conn = self.conns.get(local.conn);
                 let is_half_closed = conn.is_some_and(Conn::is_half_closed);
                 if self.looks.is_overdue(still, is_half_closed) {
@@ -399,8 +404,26 @@ impl<D: Driver> Worker<D> {
         for conn in overdue {
             self.handle(conn, Input::Deadline);
         }
+        for (key, conn, end) in dead {
+            if let Some(local) = self.flows.get(key) {
+                debug!("flow={} {end:?} end acknowledges nothing", local.id());
+            }
+            self.on_heard(key, conn, Heard::Failed(end, Fault::TimedOut));
+        }
+        for conn in self.look_at_resting(now) {
+            self.handle(conn, Input::ProxyFailed);
+        }
+        self.look_at_lanes(now);
         if !self.flows.is_empty() {
             self.looks.want(now);
         }
+    }
+
+    /// Proxy_conns without a flow whose other end has vanished.
+    fn look_at_resting(&mut self, now: Duration) -> Vec<Key> {
+        let (driver, limit) = (&self.driver, self.looks.path());
+        let resting = self.conns.iter_mut().filter(|(_, conn)| conn.is_resting());
+        let is_dead = |conn: &mut Conn| conn.path.is_dead(driver, conn.sock, limit, now);
+        resting.filter_map(|(key, conn)| is_dead(conn).then_some(key)).collect()
     }
 }

@@ -9,7 +9,7 @@ use zproxy_proto::limits::START_SIZE;
 use zproxy_proto::pool::{Add, Origin};
 use zproxy_proto::proxy_conn::{Action, Input, ProxyConn, Role, Why};
 use zproxy_proto::wire::{Abort, AbortCode, Fin, Start};
-use zproxy_relay::{Key, Keys, Name, kind};
+use zproxy_relay::{Key, Keys, Name, Path, kind};
 
 use super::lanes::Haste;
 use super::{By, CLOSE_CONN, Conn, Life, PublicState, START, Worker};
@@ -31,8 +31,16 @@ impl<D: Driver> Worker<D> {
         };
         let machine = ProxyConn::new(Role::Gateway, reach);
         let life = Life::Resting;
-        let conn =
-            Conn { sock, session, proxy, machine, life, far_watched: false, settling_looks: 0 };
+        let conn = Conn {
+            sock,
+            session,
+            proxy,
+            machine,
+            life,
+            far_watched: false,
+            settling_looks: 0,
+            path: Path::default(),
+        };
         let key = self.conns.insert(conn);
         entry.conns.insert(proxy, key);
         // Always watched: this fill is the idle watch, and the first step of the next flow.

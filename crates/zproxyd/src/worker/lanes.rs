@@ -8,7 +8,7 @@ use zproxy_io::{Driver, Ending, Op, Outcome};
 use zproxy_proto::id::ProxyId;
 use zproxy_proto::lane::{Lane, Notice};
 use zproxy_proto::proxy_conn::{Input, Reach, Role};
-use zproxy_relay::{Key, Line, Name};
+use zproxy_relay::{Key, Line, Name, Path};
 
 use super::{By, CLOSE_STRAY, LANE_HEARD, LANE_SAID, Worker};
 use crate::mailbox::SessionNo;
@@ -19,6 +19,7 @@ pub(super) struct LaneConn {
     session: SessionNo,
     machine: Lane,
     line: Line,
+    path: Path,
 }
 
 /// Whether a notice is wanted at once.
@@ -42,7 +43,8 @@ impl<D: Driver> Worker<D> {
             self.lose_lane(old, "the client has dialled another one");
         }
         let machine = Lane::new(Role::Gateway, name);
-        let key = self.lanes.insert(LaneConn { session, machine, line: Line::new(sock) });
+        let (line, path) = (Line::new(sock), Path::default());
+        let key = self.lanes.insert(LaneConn { session, machine, line, path });
         if let Some(entry) = self.sessions.get_mut(&session) {
             entry.lanes.insert(name.client_core(), key);
         }
@@ -139,6 +141,16 @@ impl<D: Driver> Worker<D> {
         // What was told meanwhile, of conns whose lane was lost, is on other lanes.
         talking.append(&mut self.talking);
         self.talking = talking;
+    }
+
+    /// Closes the lanes whose other end has vanished: flows end in-band then.
+    pub(super) fn look_at_lanes(&mut self, now: Duration) {
+        let (driver, limit) = (&self.driver, &self.limits.path);
+        let is_dead = |lane: &mut LaneConn| lane.path.is_dead(driver, lane.line.sock(), limit, now);
+        let dead = self.lanes.iter_mut().filter_map(|(key, lane)| is_dead(lane).then_some(key));
+        for key in dead.collect::<Vec<_>>() {
+            self.lose_lane(key, "the client acknowledges nothing");
+        }
     }
 
     /// When a lane has something to say that has waited for long enough.

@@ -18,12 +18,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tracing::{debug, info, warn};
-use zproxy_io::{Done, Driver, DriverLost, Ending, Op, Sock, Token};
+use zproxy_io::{Done, Driver, DriverLost, Ending, Fault, Op, Sock, Token};
 use zproxy_proto::id::{FlowId, ProxyId, TunnelId};
 use zproxy_proto::pool::Pool;
 use zproxy_proto::proxy_conn::{Input, Mode, ProxyConn, Reach};
 use zproxy_relay::{
-    Flow, Key, Keys, Mailbox, Name, SMALL_PIPES, Sender, Shortage, Slots, SmallPipes, kind,
+    Flow, Heard, Key, Keys, Mailbox, Name, Path, PathLimit, SMALL_PIPES, Sender, Shortage, Slots,
+    SmallPipes, kind,
 };
 
 #[cfg(feature = "sim")]
@@ -60,6 +61,7 @@ pub(crate) struct Limits {
     pub(crate) bind_timeout: Duration,
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) half_close_timeout: Option<Duration>,
+    pub(crate) path: PathLimit,
 }
 
 impl Limits {
@@ -68,6 +70,7 @@ impl Limits {
             bind_timeout: settings.bind_timeout,
             idle_timeout: settings.flow.idle_timeout,
             half_close_timeout: settings.flow.half_close_timeout,
+            path: PathLimit::new(settings.flow.dead_after),
         }
     }
 }
@@ -118,6 +121,8 @@ struct Conn {
     far_watched: bool,
     /// Looks in a row at which it was settling.
     settling_looks: u32,
+    /// Asked about while no flow is on it.
+    path: Path,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -558,11 +563,13 @@ impl<D: Driver> Worker<D> {
         if self.pipes.is_news(&self.driver.stats()) {
             warn!("core={} {SMALL_PIPES}", self.core);
         }
-        let mut overdue = Vec::new();
+        let (mut overdue, mut dead) = (Vec::new(), Vec::new());
         for (key, public) in self.publics.iter_mut() {
             let PublicState::Flowing(bound) = &mut public.state else { continue };
             let keys = Keys { flow: key, far: bound.conn };
             let still = LOOK_INTERVAL * bound.flow.look(&mut self.driver, keys);
+            let end = bound.flow.look_at_paths(&self.driver, &self.limits.path, now);
+            dead.extend(end.map(|end| (bound.conn, bound.id, end)));
             let conn = self.conns.get(bound.conn).expect("a flow keeps its conn");
             let limit = if conn.machine.is_half_closed() {
                 self.limits.half_close_timeout
@@ -577,6 +584,14 @@ impl<D: Driver> Worker<D> {
         for conn in overdue {
             self.feed(conn, Input::Deadline);
         }
+        for (conn, flow, end) in dead {
+            debug!("core={} flow={flow} {end:?} end acknowledges nothing", self.core);
+            self.on_heard(conn, Heard::Failed(end, Fault::TimedOut), 0);
+        }
+        for conn in self.look_at_resting(now) {
+            self.feed(conn, Input::ProxyFailed);
+        }
+        self.look_at_lanes(now);
         self.next_look = (self.publics_live > 0 || is_settling).then_some(now + LOOK_INTERVAL);
     }
 
@@ -597,6 +612,14 @@ impl<D: Driver> Worker<D> {
             }
         }
         is_any
+    }
+
+    /// Proxy_conns without a flow whose other end has vanished.
+    fn look_at_resting(&mut self, now: Duration) -> Vec<Key> {
+        let (driver, limit) = (&self.driver, &self.limits.path);
+        let resting = self.conns.iter_mut().filter(|(_, conn)| conn.life == Life::Resting);
+        let is_dead = |conn: &mut Conn| conn.path.is_dead(driver, conn.sock, limit, now);
+        resting.filter_map(|(key, conn)| is_dead(conn).then_some(key)).collect()
     }
 
     fn submit_close(&mut self, kind: u8, key: Key, sock: Sock, how: Ending) {
