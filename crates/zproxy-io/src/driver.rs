@@ -35,6 +35,12 @@ pub trait Driver {
     /// Opens a socket to be connected to an address of the family of `to`.
     fn socket(&mut self, to: &SocketAddr) -> Result<Sock, Fault>;
 
+    /// Says that bytes will be sent on a fresh socket as soon as it is connected: the last packet of
+    /// the handshake can wait for them, and the peer is woken once instead of twice. Only a hint.
+    fn speaks_first(&mut self, sock: Sock) {
+        let _ = sock;
+    }
+
     /// Takes over a socket from another driver.
     fn adopt(&mut self, handle: Self::Handle) -> Sock;
 

@@ -45,7 +45,33 @@ pub fn listen(at: SocketAddr, options: ListenOptions) -> io::Result<(OwnedFd, So
 pub(crate) fn open(to: &SocketAddr) -> io::Result<OwnedFd> {
     let sock = sys::socket(to)?;
     prepare(sock.as_raw_fd())?;
+    ease(sock.as_raw_fd(), to);
     Ok(sock)
+}
+
+/// Makes an accepted socket ready. What it has of its listener is all that most need.
+pub(crate) fn accepted(fd: RawFd, peer: Option<&SocketAddr>) {
+    if let Some(peer) = peer {
+        ease(fd, peer);
+    }
+}
+
+/// The last ACK of the handshake waits for the first bytes, or for the kernel's delayed-ACK timer.
+/// (tcp(7), TCP_QUICKACK; the kernel is back to quick ACKs as soon as the handshake is over.)
+pub(crate) fn speaks_first(fd: RawFd) {
+    // A hint: without it there is one packet more.
+    let _ = sys::set_option(fd, libc::IPPROTO_TCP, libc::TCP_QUICKACK, 0);
+}
+
+/// Between two sockets of one machine there is no bottleneck to probe for, and a sender that paces
+/// itself by timers (BBR, where it is the system's choice) takes far more CPU for fewer bytes. So
+/// loopback has the cheapest congestion control, which every kernel has; whatever leaves the machine
+/// keeps the system's.
+fn ease(fd: RawFd, peer: &SocketAddr) {
+    if peer.ip().to_canonical().is_loopback() {
+        // Without it there is only less speed.
+        let _ = sys::set_congestion_control(fd, c"reno");
+    }
 }
 
 /// Options that accepted sockets inherit from their listener (Linux copies them).
@@ -70,4 +96,50 @@ pub(crate) fn close_clean(sock: OwnedFd) {
 pub(crate) fn close_reset(sock: OwnedFd) {
     sys::disconnect(sock.as_raw_fd());
     drop(sock);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpStream};
+
+    use super::*;
+
+    /// Loopback connections, dialled and accepted, have the cheap congestion control, and others the
+    /// system's.
+    #[test]
+    fn congestion_control_by_address() {
+        let system = sys::congestion_control(sys::socket(&at(1)).unwrap().as_raw_fd()).unwrap();
+        let near = open(&at(1)).unwrap();
+        assert_eq!(sys::congestion_control(near.as_raw_fd()).unwrap(), "reno");
+        let away = open(&SocketAddr::from(([192, 0, 2, 1], 1))).unwrap();
+        assert_eq!(sys::congestion_control(away.as_raw_fd()).unwrap(), system);
+        let (listener, addr) = listen(at(0), ListenOptions::default()).unwrap();
+        assert_eq!(sys::congestion_control(listener.as_raw_fd()).unwrap(), system);
+        let far = TcpStream::connect(addr).unwrap();
+        let (conn, peer) = loop {
+            match sys::accept(listener.as_raw_fd()) {
+                Ok(accepted) => break accepted,
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+        };
+        assert_eq!(peer, Some(far.local_addr().unwrap()));
+        accepted(conn.as_raw_fd(), None);
+        assert_eq!(sys::congestion_control(conn.as_raw_fd()).unwrap(), system);
+        accepted(conn.as_raw_fd(), peer.as_ref());
+        assert_eq!(sys::congestion_control(conn.as_raw_fd()).unwrap(), "reno");
+    }
+
+    /// The kernel has taken the hint.
+    #[test]
+    fn the_last_packet_of_a_handshake_waits() {
+        let sock = open(&at(1)).unwrap();
+        let quick = || sys::option(sock.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_QUICKACK);
+        assert_eq!(quick().unwrap(), 1);
+        speaks_first(sock.as_raw_fd());
+        assert_eq!(quick().unwrap(), 0);
+    }
+
+    fn at(port: u16) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+    }
 }

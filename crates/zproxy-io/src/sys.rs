@@ -239,6 +239,28 @@ pub(crate) fn set_linger(fd: RawFd, seconds: Option<libc::c_int>) -> io::Result<
     set_option_struct(fd, libc::SOL_SOCKET, libc::SO_LINGER, &value)
 }
 
+/// `TCP_CONGESTION`.
+pub(crate) fn set_congestion_control(fd: RawFd, name: &std::ffi::CStr) -> io::Result<()> {
+    let (level, option) = (libc::IPPROTO_TCP, libc::TCP_CONGESTION);
+    let len = name.to_bytes().len() as libc::socklen_t;
+    // SAFETY: `name` is readable for `len` bytes and the kernel keeps no pointer after return.
+    check(unsafe { libc::setsockopt(fd, level, option, name.as_ptr().cast(), len) }).map(drop)
+}
+
+/// Reads `TCP_CONGESTION`.
+#[cfg(test)]
+pub(crate) fn congestion_control(fd: RawFd) -> io::Result<String> {
+    // TCP_CA_NAME_MAX.
+    let mut name = [0u8; 16];
+    let mut len = size_of_val(&name) as libc::socklen_t;
+    let out = name.as_mut_ptr().cast();
+    let (level, option) = (libc::IPPROTO_TCP, libc::TCP_CONGESTION);
+    // SAFETY: `name` is writable for `len` bytes and the kernel keeps no pointer after return.
+    check(unsafe { libc::getsockopt(fd, level, option, out, &raw mut len) })?;
+    let text = name.split(|&byte| byte == 0).next().unwrap_or_default();
+    Ok(String::from_utf8_lossy(text).into_owned())
+}
+
 fn set_option_struct<T>(
     fd: RawFd,
     level: libc::c_int,

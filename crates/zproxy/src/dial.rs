@@ -12,6 +12,7 @@ pub(crate) struct Dial {
     pub(crate) sock: Sock,
     /// … to this address.
     pub(crate) to: SocketAddr,
+    speaks_first: bool,
 }
 
 /// Why a dial came to nothing.
@@ -37,14 +38,17 @@ impl std::fmt::Display for DialFault {
 
 impl Dial {
     /// Dials the first address that a socket can be had for; `connect` is the token of the attempts.
+    /// `speaks_first` tells whether there are bytes to send as soon as one succeeds.
     pub(crate) fn start<D: Driver>(
         driver: &mut D,
         addresses: Vec<SocketAddr>,
+        speaks_first: bool,
         connect: Token,
     ) -> Result<Self, DialFault> {
         let mut rest = addresses.into_iter();
-        let (sock, to) = attempt(driver, &mut rest, connect, DialFault::Unresolved)?;
-        Ok(Self { rest, sock, to })
+        let last = DialFault::Unresolved;
+        let (sock, to) = attempt(driver, &mut rest, speaks_first, connect, last)?;
+        Ok(Self { rest, sock, to, speaks_first })
     }
 
     /// The addresses that have not been dialled.
@@ -61,7 +65,8 @@ impl Dial {
         close: Token,
     ) -> Result<(), DialFault> {
         driver.submit(close, Op::Close { sock: self.sock, how: Ending::Reset });
-        (self.sock, self.to) = attempt(driver, &mut self.rest, connect, DialFault::Fault(fault))?;
+        let (speaks_first, last) = (self.speaks_first, DialFault::Fault(fault));
+        (self.sock, self.to) = attempt(driver, &mut self.rest, speaks_first, connect, last)?;
         Ok(())
     }
 }
@@ -69,12 +74,16 @@ impl Dial {
 fn attempt<D: Driver>(
     driver: &mut D,
     rest: &mut std::vec::IntoIter<SocketAddr>,
+    speaks_first: bool,
     connect: Token,
     mut last: DialFault,
 ) -> Result<(Sock, SocketAddr), DialFault> {
     for to in rest {
         match driver.socket(&to) {
             Ok(sock) => {
+                if speaks_first {
+                    driver.speaks_first(sock);
+                }
                 driver.submit(connect, Op::Connect { sock, to });
                 return Ok((sock, to));
             }

@@ -215,6 +215,12 @@ impl Driver for Epoll {
         Ok(self.insert(fd))
     }
 
+    fn speaks_first(&mut self, sock: Sock) {
+        if let Some(entry) = self.socks.get(sock) {
+            sock::speaks_first(entry.raw());
+        }
+    }
+
     fn adopt(&mut self, handle: OwnedFd) -> Sock {
         self.insert(handle)
     }

@@ -1,7 +1,7 @@
 //! Trying operations: each either completes or is parked on its socket.
 
 use std::net::SocketAddr;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use crate::lease::Store;
 use crate::{Done, Ending, Fault, Lease, Outcome, Sock, SourceNow, Token, sock, sys};
@@ -294,7 +294,10 @@ enum Accepting {
 
 fn accept_one(listener: RawFd) -> Accepting {
     let error = match sys::accept(listener) {
-        Ok((conn, peer)) => return Accepting::Accepted(conn, peer),
+        Ok((conn, peer)) => {
+            sock::accepted(conn.as_raw_fd(), peer.as_ref());
+            return Accepting::Accepted(conn, peer);
+        }
         Err(error) => error,
     };
     if round::is_would_block(&error) {

@@ -399,6 +399,10 @@ impl Driver for Uring {
         Ok(self.insert(fd))
     }
 
+    fn speaks_first(&mut self, sock: Sock) {
+        sock::speaks_first(self.fd(sock).0);
+    }
+
     fn adopt(&mut self, handle: OwnedFd) -> Sock {
         self.insert(handle)
     }

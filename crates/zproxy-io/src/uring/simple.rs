@@ -6,7 +6,7 @@ use io_uring::{opcode, types};
 
 use super::Uring;
 use super::entry::{Key, Part, Step, failed, is_interrupted, is_passing};
-use crate::{Done, Fault, Outcome, Sock, Token, sys};
+use crate::{Done, Fault, Outcome, Sock, Token, sock, sys};
 
 impl Uring {
     pub(super) fn accept_step(&mut self, listener: Sock, key: Key) -> Step {
@@ -71,6 +71,7 @@ impl Uring {
         if result >= 0 {
             let fd = sys::own(result);
             let peer = sys::peer_name(fd.as_raw_fd());
+            sock::accepted(fd.as_raw_fd(), peer.as_ref());
             let sock = self.insert(fd);
             self.ready.push(Done { token, outcome: Outcome::Accepted { sock, peer } });
         }

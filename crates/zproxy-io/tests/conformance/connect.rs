@@ -2,11 +2,18 @@
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
-use zproxy_io::{Ending, Fault, Op, Outcome, RelayMode};
+use zproxy_io::{Driver, Ending, Fault, Op, Outcome, RelayMode};
 
 use crate::support::{Kit, World, bytes, far};
 
-conformance!(to_a_listener, to_many_at_once, refused, closed_while_it_waits, closed_before_it_ran);
+conformance!(
+    to_a_listener,
+    who_speaks_first,
+    refused,
+    to_many_at_once,
+    closed_while_it_waits,
+    closed_before_it_ran
+);
 
 fn listener() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -30,6 +37,32 @@ fn to_a_listener<K: Kit>() {
     match world.outcome(receiving) {
         Outcome::Received { buf, count } => assert_eq!((&buf[..], count), (&b"answer"[..], 6)),
         other => panic!("{other:?}"),
+    }
+    world.finish();
+}
+
+/// Whoever was announced to speak first may do so, or be silent for as long as it likes: the peer gets
+/// the connection, and its word is heard, in either case.
+fn who_speaks_first<K: Kit>() {
+    let mut world = World::new::<K>(RelayMode::Auto);
+    let (listener, addr) = listener();
+    for speaks in [true, false] {
+        let sock = world.socket(&addr);
+        world.driver.speaks_first(sock);
+        let outcome = world.run(Op::Connect { sock, to: addr });
+        assert!(matches!(outcome, Outcome::Connected), "{outcome:?}");
+        let receiving = world.submit(Op::Recv { sock, buf: Vec::new(), max: 100 });
+        if speaks {
+            let sent = world.run(Op::Send { sock, buf: bytes::patterned(1, 0, 50) });
+            assert!(matches!(sent, Outcome::Sent { .. }), "{sent:?}");
+        }
+        let mut far = far::prepare(listener.accept().expect("it has connected").0);
+        if speaks {
+            far::read_exactly(&mut far, 1, 0, 50);
+        }
+        std::io::Write::write_all(&mut far, b"answer").expect("the connection is open");
+        let heard = world.outcome(receiving);
+        assert!(matches!(heard, Outcome::Received { count: 6, .. }), "{heard:?}");
     }
     world.finish();
 }

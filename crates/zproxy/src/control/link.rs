@@ -116,7 +116,7 @@ impl<D: Driver> Control<'_, D> {
     fn dial(&mut self, addresses: Vec<SocketAddr>) {
         let key = self.attempts.insert(());
         let connect = Name { kind: CONNECT, key }.token();
-        match Dial::start(&mut self.driver, addresses, connect) {
+        match Dial::start(&mut self.driver, addresses, true, connect) {
             Ok(dial) => {
                 let deadline = self.driver.now() + self.settings.connect_timeout;
                 self.link = Link::Dialling { key, dial, deadline };

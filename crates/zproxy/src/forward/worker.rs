@@ -346,7 +346,7 @@ impl<D: Driver> Worker<D> {
         // The link may have met its deadline while the resolver was at work.
         let Some(link) = self.links.get_mut(key) else { return };
         let connect = Name { kind: CONNECT, key }.token();
-        match Dial::start(&mut self.driver, addresses, connect) {
+        match Dial::start(&mut self.driver, addresses, false, connect) {
             Ok(dial) => link.state = State::Dialling(Some(dial)),
             Err(fault) => self.fail_dial(key, fault),
         }

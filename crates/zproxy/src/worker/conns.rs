@@ -137,6 +137,7 @@ impl<D: Driver> Worker<D> {
         self.by_id.insert(proxy, key);
         self.proxy_dials.set(key, self.driver.now());
         let token = Name { kind: CONNECT_PROXY, key }.token();
+        self.driver.speaks_first(sock);
         self.driver.submit(token, Op::Connect { sock, to });
     }
 

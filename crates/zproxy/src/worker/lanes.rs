@@ -70,6 +70,7 @@ impl<D: Driver> Worker<D> {
         self.lane_of.insert(gateway_core, key);
         self.lane_dials.set(key, self.driver.now());
         let token = Name { kind: CONNECT_LANE, key }.token();
+        self.driver.speaks_first(sock);
         self.driver.submit(token, Op::Connect { sock, to });
         self.handle_gateway_core(gateway_core, Input::LaneBack);
     }

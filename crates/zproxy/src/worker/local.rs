@@ -143,7 +143,8 @@ impl<D: Driver> Worker<D> {
         // The flow may have ended while the resolver was at work.
         let Some(local) = self.flows.get_mut(key) else { return };
         let connect = Name { kind: CONNECT_LOCAL, key }.token();
-        match Dial::start(&mut self.driver, addresses, connect) {
+        let speaks_first = matches!(local.early.payload, Payload::Held(_));
+        match Dial::start(&mut self.driver, addresses, speaks_first, connect) {
             Ok(dial) => local.stage = Stage::Dialling(dial),
             Err(fault) => self.fail_dial(key, fault),
         }
