@@ -8,6 +8,7 @@
 
 mod buf;
 mod busy;
+mod chunks;
 mod doorbell;
 mod driver;
 mod epoll;
@@ -25,6 +26,7 @@ pub mod sys;
 mod table;
 mod uring;
 
+pub use chunks::Chunks;
 pub use doorbell::Doorbell;
 pub use driver::{Driver, DriverConfig, DriverLost, FarEnd, ListenOptions, Open, Stats};
 pub use epoll::Epoll;

@@ -1,7 +1,7 @@
 //! The sockets of one driver, by name. A name carries a generation, so one that outlived its socket
 //! is recognised.
 
-use crate::Sock;
+use crate::{Chunks, Sock};
 
 #[derive(Debug)]
 struct Place<T> {
@@ -12,13 +12,13 @@ struct Place<T> {
 /// A table of `T` whose keys are [`Sock`]s.
 #[derive(Debug)]
 pub(crate) struct Table<T> {
-    places: Vec<Place<T>>,
+    places: Chunks<Place<T>>,
     free: Vec<u32>,
 }
 
 impl<T> Default for Table<T> {
     fn default() -> Self {
-        Self { places: Vec::new(), free: Vec::new() }
+        Self { places: Chunks::default(), free: Vec::new() }
     }
 }
 
@@ -29,8 +29,8 @@ impl<T> Table<T> {
             place.entry = Some(entry);
             return Sock { index, generation: place.generation };
         }
-        let index = u32::try_from(self.places.len()).expect("descriptors are fewer than 2^32");
-        self.places.push(Place { generation: 0, entry: Some(entry) });
+        let index = self.places.push(Place { generation: 0, entry: Some(entry) });
+        let index = u32::try_from(index).expect("descriptors are fewer than 2^32");
         Sock { index, generation: 0 }
     }
 

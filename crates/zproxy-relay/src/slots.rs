@@ -1,6 +1,6 @@
 //! Places for conns and flows, and the tokens that name them.
 
-use zproxy_io::Token;
+use zproxy_io::{Chunks, Token};
 
 /// Names a place; stale once the place has been freed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,14 +49,14 @@ struct Place<T> {
 /// A table whose keys go stale.
 #[derive(Debug)]
 pub struct Slots<T> {
-    places: Vec<Place<T>>,
+    places: Chunks<Place<T>>,
     free: Vec<u32>,
     len: usize,
 }
 
 impl<T> Default for Slots<T> {
     fn default() -> Self {
-        Self { places: Vec::new(), free: Vec::new(), len: 0 }
+        Self { places: Chunks::default(), free: Vec::new(), len: 0 }
     }
 }
 
@@ -72,8 +72,8 @@ impl<T> Slots<T> {
             place.entry = Some(entry);
             return Key { index, generation: place.generation };
         }
-        let index = u32::try_from(self.places.len()).expect("fewer than 2^32 entries");
-        self.places.push(Place { generation: 0, entry: Some(entry) });
+        let index = self.places.push(Place { generation: 0, entry: Some(entry) });
+        let index = u32::try_from(index).expect("fewer than 2^32 entries");
         Key { index, generation: 0 }
     }
 

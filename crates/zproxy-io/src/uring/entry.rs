@@ -26,7 +26,6 @@ pub(super) type Key = u32;
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) token: Token,
-    pub(super) places: Places,
     /// Completions that have yet to come home.
     pub(super) pending: u8,
     pub(super) work: Work,
@@ -55,7 +54,8 @@ pub(super) enum Work {
     },
     Watch {
         sock: Sock,
-        seen: Option<Outcome>,
+        /// The connection is over, and why; what is left is to bring the poll home.
+        seen: Option<Option<Fault>>,
     },
     Fill(Fill),
     /// Boxed, because a drain rarely waits and is large.

@@ -204,7 +204,7 @@ impl Uring {
                 self.leave(places);
             }
             Step::Submitted(pending) => {
-                self.entries.insert(Some(Entry { token, places, pending, work: work() }));
+                self.entries.insert(Some(Entry { token, pending, work: work() }));
             }
             Step::Wait => unreachable!("a first step has nothing to wait for"),
         }
@@ -283,7 +283,7 @@ impl Uring {
                 assert_eq!(entry.pending, 0, "an operation ended with completions outstanding");
                 self.entries.remove(key as usize);
                 self.ready.push(Done { token: entry.token, outcome });
-                return self.vacate(entry.places);
+                return self.vacate(Places::of(&entry.work));
             }
         }
         self.entries[key as usize] = Some(entry);

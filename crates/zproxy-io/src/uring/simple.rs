@@ -135,7 +135,7 @@ impl Uring {
     pub(super) fn on_watch(
         &mut self,
         sock: Sock,
-        seen: &mut Option<Outcome>,
+        seen: &mut Option<Option<Fault>>,
         key: Key,
         result: i32,
         pending: u8,
@@ -150,7 +150,7 @@ impl Uring {
             if let Some(fault) = fault {
                 self.note_fault(sock, fault);
             }
-            *seen = Some(Outcome::Hangup(fault));
+            *seen = Some(fault);
             if pending > 0 {
                 self.cancel(key, Part::Main);
             }
@@ -159,7 +159,7 @@ impl Uring {
             return Step::Wait;
         }
         match seen.take() {
-            Some(outcome) => Step::Finish(outcome),
+            Some(fault) => Step::Finish(Outcome::Hangup(fault)),
             None if self.is_closing(sock) => failed(-libc::ECANCELED),
             None if result >= 0 || is_interrupted(result) => self.watch_step(sock, key),
             None => failed(result),
