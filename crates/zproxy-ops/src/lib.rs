@@ -10,6 +10,7 @@ pub mod config;
 pub mod cores;
 pub mod exit;
 pub mod flags;
+mod lines;
 pub mod logs;
 pub mod machine;
 pub mod privileges;

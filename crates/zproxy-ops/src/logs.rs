@@ -15,6 +15,7 @@ use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuild
 use tracing_appender::rolling::{RollingFileAppender, Rotation};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
+use crate::lines::Lines;
 use crate::{Exit, state};
 
 /// Lines that may wait for the writing thread; further ones are dropped and counted.
@@ -151,7 +152,8 @@ pub fn start(settings: &LogSettings, program: &str) -> Result<LogGuard, Exit> {
         .with_ansi(has_colours)
         .with_writer(BoxMakeWriter::new(writer));
     let started = match settings.format {
-        LogFormat::Text => lines.try_init(),
+        LogFormat::Text if has_colours => lines.try_init(),
+        LogFormat::Text => lines.event_format(Lines).try_init(),
         LogFormat::Json => lines.json().flatten_event(true).try_init(),
     };
     started.map_err(|error| Exit::failed(format!("logging cannot start: {error}")))?;
