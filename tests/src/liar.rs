@@ -219,6 +219,16 @@ impl Liar {
         (proxy, conn)
     }
 
+    /// Dials one more lane to the same data core of the gateway. Notices go on the first one all the
+    /// same.
+    ///
+    /// # Panics
+    /// When there is none yet, or it cannot be dialled.
+    pub fn dial_lane(&mut self) -> TcpStream {
+        let core = self.lane_name().gateway_core();
+        self.dial(Attached::Lane, core).1
+    }
+
     fn dial(&mut self, what: Attached, core: u16) -> (ProxyId, TcpStream) {
         let name = ProxyId::new(core, 0, self.next_serial);
         self.next_serial += 1;

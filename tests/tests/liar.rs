@@ -1,13 +1,14 @@
 //! A client that knows the token and does not keep to the protocol.
 
 use std::io::ErrorKind;
-use std::net::Shutdown;
-use std::time::Duration;
+use std::net::{Shutdown, TcpStream};
+use std::time::{Duration, Instant};
 
 use zproxy_proto::lane::Notice;
+use zproxy_proto::limits::LANE_RENEWALS_MAX;
 use zproxy_proto::wire::Fin;
 use zproxy_tests::liar::{Claim, Liar};
-use zproxy_tests::net::connect;
+use zproxy_tests::net::{connect, is_closed};
 use zproxy_tests::{both_backends, eventually};
 
 both_backends! {
@@ -30,5 +31,22 @@ both_backends! {
                 Err(why) => why.kind() == ErrorKind::ConnectionReset,
             }
         });
+    }
+
+    /// A client that makes a lane anew without end is put off: after a number of them further ones are
+    /// reset, and the last one that was taken stays.
+    fn a_lane_is_made_anew_without_end(world) {
+        const LANES: usize = 60;
+        let gateway = world.gateway().start();
+        let mut liar = Liar::with_tunnel(&gateway, world.token(), Claim::new(8));
+        let begun = Instant::now();
+        let lanes: Vec<TcpStream> = (0..LANES).map(|_| liar.dial_lane()).collect();
+        let open = || (0..LANES).filter(|number| !is_closed(&lanes[*number])).collect::<Vec<_>>();
+        eventually("only one lane is left", Duration::from_secs(10), || open().len() == 1);
+        let seconds = usize::try_from(begun.elapsed().as_secs()).expect("a short time");
+        // The first one was made at the beginning.
+        let admitted = LANE_RENEWALS_MAX as usize + seconds;
+        assert!(open()[0] < admitted, "of {LANES} lanes at once {:?} is left", open());
+        assert!(liar.ended.is_none(), "the gateway hung up: {:?}", liar.ended);
     }
 }

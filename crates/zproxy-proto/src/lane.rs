@@ -5,9 +5,11 @@
 //! no other thread is woken. The bytes of the flow travel on its proxy_conn meanwhile, so either may
 //! overtake the other; [`crate::proxy_conn`] copes with that, and with the loss of a lane.
 
+use std::time::Duration;
+
 use crate::control::Violation;
 use crate::id::{FlowId, ProxyId};
-use crate::limits::LANE_SEND_BACKLOG_MAX;
+use crate::limits::{LANE_RENEWALS_MAX, LANE_RETRY, LANE_SEND_BACKLOG_MAX};
 use crate::proxy_conn::{Input, Role};
 use crate::wire::{Abort, Decoder, Fin, Frame, Released};
 
@@ -53,6 +55,30 @@ impl Notice {
             Self::Released(it) => Frame::Released(it),
             Self::Abort(it) => Frame::Abort(it),
         }
+    }
+}
+
+/// How often a lane is made anew: [`LANE_RENEWALS_MAX`] times, and once more for every [`LANE_RETRY`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Renewals {
+    spent: u32,
+    since: Duration,
+}
+
+impl Renewals {
+    /// Whether it may be made anew now; if so, that counts.
+    pub fn admit(&mut self, now: Duration) -> bool {
+        let passed = now.saturating_sub(self.since);
+        let regained = passed.as_millis() / LANE_RETRY.as_millis();
+        self.spent = self.spent.saturating_sub(u32::try_from(regained).unwrap_or(u32::MAX));
+        if self.spent == 0 {
+            self.since = now;
+        } else if regained > 0 {
+            self.since += LANE_RETRY * u32::try_from(regained).unwrap_or(u32::MAX);
+        }
+        let is_admitted = self.spent < LANE_RENEWALS_MAX;
+        self.spent += u32::from(is_admitted);
+        is_admitted
     }
 }
 
@@ -144,6 +170,24 @@ impl Lane {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Some renewals at once are well, and one in the time between two honest tries for ever; what is
+    /// not admitted does not count.
+    #[test]
+    fn renewals_are_rationed() {
+        let mut renewals = Renewals::default();
+        let at = |millis| Duration::from_secs(1_000) + Duration::from_millis(millis);
+        let admitted =
+            |renewals: &mut Renewals, now| (0..100).filter(|_| renewals.admit(now)).count();
+        assert_eq!(admitted(&mut renewals, at(0)), LANE_RENEWALS_MAX as usize);
+        assert_eq!(admitted(&mut renewals, at(999)), 0);
+        assert_eq!(admitted(&mut renewals, at(1_000)), 1);
+        assert_eq!(admitted(&mut renewals, at(1_999)), 0);
+        assert_eq!(admitted(&mut renewals, at(5_500)), 4);
+        assert_eq!(admitted(&mut renewals, at(6_000)), 1);
+        assert!((7..1_000).all(|second| renewals.admit(at(second * 1_000))));
+        assert_eq!(admitted(&mut renewals, at(9_999_000)), LANE_RENEWALS_MAX as usize);
+    }
     use crate::wire::{AbortCode, WireError};
 
     const PROXY: ProxyId = ProxyId::new(1, 2, 3);

@@ -35,6 +35,11 @@ pub const LANE_FRAME_LEN_MAX: usize = 25;
 /// Time after which a lane that was lost, or could not be made, is dialled again.
 pub const LANE_RETRY: Duration = Duration::from_secs(1);
 
+/// Times that a lane between the same two data cores may be made anew at once, and one more for every
+/// [`LANE_RETRY`]: an honest client does it after a loss, and once for each new ctl_conn. More: the new
+/// one is reset, and the client dials again later.
+pub const LANE_RENEWALS_MAX: u32 = 16;
+
 // --- secrets ------------------------------------------------------------------------------------
 
 /// Bytes of the shared token at least. Shorter: an error of configuration.
@@ -141,6 +146,15 @@ pub const IDLE_CONNS_MIN: usize = 2;
 /// Proxy_conns asked for and not yet arrived, per client and data core. At the limit no more are
 /// asked for until some arrive or expire.
 pub const OPENING_MAX: usize = 256;
+/// Proxy_conns of a client without a flow, per data core of it and of the gateway (but for no more than
+/// [`GATEWAY_CORES_COUNTED_MAX`]): idle, being opened, or dead and not yet known to be. More: requests are
+/// dropped; the gateway asks again.
+pub const RESTING_CONNS_MAX: usize = 1024;
+/// Data cores that a gateway can claim to have more proxy_conns.
+pub const GATEWAY_CORES_COUNTED_MAX: usize = 32;
+/// Proxy_conns per client and data core of the gateway whose client has not released their flow yet, by
+/// which time both ends have ended. More: those that have waited longest are reset.
+pub const SETTLING_CONNS_MAX: usize = 4096;
 /// Time after which a proxy_conn that was asked for and did not arrive is asked for again.
 pub const OPENING_DEADLINE: Duration = Duration::from_secs(3);
 /// Time over which the pool watches its low-water mark before it shrinks its target.
@@ -178,6 +192,8 @@ const _: () = assert!(OPENING_MAX <= STRANGERS_PER_ORIGIN_MAX);
 const _: () = assert!(WAITING_PUBLICS_RESUME >= OPENING_MAX);
 const _: () = assert!(IDLE_CONNS_MIN >= 1 && IDLE_CONNS_MIN <= IDLE_CONNS_MAX);
 const _: () = assert!(OPENING_MAX <= u16::MAX as usize);
+// What was idle may be dead and not yet known to be, when as much is asked for anew.
+const _: () = assert!(RESTING_CONNS_MAX >= 2 * (IDLE_CONNS_MAX + OPENING_MAX));
 // A burst of lost and repeated requests must not leave the replay window behind.
 const _: () = assert!(REPLAY_WINDOW >= 4096 && REPLAY_WINDOW.is_multiple_of(64));
 const _: () = assert!(REPLAY_WINDOW >= 8 * OPENING_MAX);

@@ -8,8 +8,8 @@ use zproxy_proto::wire::Attach;
 /// From the control thread (or the resolver) to a data core.
 #[derive(Debug)]
 pub(crate) enum Tell {
-    /// Dial a proxy_conn.
-    Dial { to: SocketAddr, attach: Attach },
+    /// Dial a proxy_conn, if there are fewer without a flow than this.
+    Dial { to: SocketAddr, attach: Attach, resting_max: usize },
     /// A `Start` with this id is for the tunnel of this number.
     Tunnel { id: TunnelId, number: usize },
     /// Dial a lane.

@@ -9,8 +9,9 @@ use gateway::*;
 use zproxy_proto::control::GatewayEvent;
 use zproxy_proto::id::{FlowId, ProxyId};
 use zproxy_proto::lane::Notice;
+use zproxy_proto::limits::RESTING_CONNS_MAX;
 use zproxy_proto::wire::{
-    Abort, AbortCode, Fin, RefusedCode, Released, TunnelRefused, TunnelRefusedCode,
+    Abort, AbortCode, Fin, OpenProxy, RefusedCode, Released, TunnelRefused, TunnelRefusedCode,
 };
 
 fn expect_fin(world: &mut World, proxy: &Proxy, flow: FlowId, bytes: u64) {
@@ -370,5 +371,25 @@ fn a_second_signal_stops_at_once() {
         assert_eq!(world.wait().code(), Some(0));
         expect_reset(&mut local);
         expect_reset(&mut proxy.stream);
+    });
+}
+
+/// A gateway that asks for proxy_conns without end gets so many that carry no flow; one that is in use
+/// is not counted.
+#[test]
+fn idle_proxy_conns_are_bounded() {
+    zproxy_io::sys::raise_descriptor_limit();
+    on_every_backend(|backend| {
+        let (server, at) = local_server();
+        let mut world = World::start(backend, at);
+        let mut ctl = world.serve();
+        let mut proxies: Vec<_> = (0..RESTING_CONNS_MAX).map(|_| world.proxy(&mut ctl)).collect();
+        ctl.session.open_proxy(OpenProxy { core: 0, count: 1 });
+        ctl.flush();
+        world.await_log("not dialled");
+        proxies[7].start(1, b"question");
+        let mut local = accept(&server);
+        expect(&mut local, b"question");
+        proxies.push(world.proxy(&mut ctl));
     });
 }

@@ -110,7 +110,7 @@ impl<D: Driver> Control<'_, D> {
         let mac = auth::attach_mac(key, what, door.ctl_id, proxy);
         let (to, attach) = (door.at, Attach { what, ctl_id: door.ctl_id, proxy, mac });
         core.letters.push(match what {
-            Attached::Conn => Tell::Dial { to, attach },
+            Attached::Conn => Tell::Dial { to, attach, resting_max: door.resting_max },
             Attached::Lane => Tell::DialLane { to, attach },
         });
     }

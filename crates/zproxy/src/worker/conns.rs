@@ -114,10 +114,11 @@ impl Conn {
 impl<D: Driver> Worker<D> {
     // --- opening --------------------------------------------------------------------------------
 
-    pub(super) fn dial_proxy(&mut self, to: SocketAddr, attach: Attach) {
+    pub(super) fn dial_proxy(&mut self, to: SocketAddr, attach: Attach, resting_max: usize) {
         let proxy = attach.proxy;
+        let resting = self.conns.len() - self.flows.len();
         // The gateway asks again for what does not come.
-        if self.phase != Phase::Serving || self.dialling >= DIALS_MAX {
+        if self.phase != Phase::Serving || self.dialling >= DIALS_MAX || resting >= resting_max {
             debug!("proxy={proxy} not dialled");
             return;
         }

@@ -269,7 +269,9 @@ impl<D: Driver> Worker<D> {
         self.mailbox.take(&mut letters);
         for letter in letters {
             match letter {
-                Tell::Dial { to, attach } => self.dial_proxy(to, attach),
+                Tell::Dial { to, attach, resting_max } => {
+                    self.dial_proxy(to, attach, resting_max);
+                }
                 Tell::Tunnel { id, number } => self.on_tunnel(id, number),
                 Tell::DialLane { to, attach } => self.dial_lane(to, attach),
                 Tell::CtlLost => self.on_ctl_lost(),

@@ -72,6 +72,15 @@ impl World {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
+    /// Waits until it has logged this.
+    pub(crate) fn await_log(&self, text: &str) {
+        let until = Instant::now() + PATIENCE;
+        while !self.log().contains(text) {
+            assert!(Instant::now() < until, "it never logged {text:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Waits for a ctl_conn and shakes hands.
     pub(crate) fn accept(&mut self) -> Ctl {
         self.sessions += 1;

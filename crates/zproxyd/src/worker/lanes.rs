@@ -35,10 +35,18 @@ impl<D: Driver> Worker<D> {
     /// was well.
     pub(super) fn adopt_lane(&mut self, session: SessionNo, name: ProxyId, handle: D::Handle) {
         let sock = self.driver.adopt(handle);
-        let Some(entry) = self.sessions.get(&session) else {
+        let now = self.driver.now();
+        let Some(entry) = self.sessions.get_mut(&session) else {
             self.close_stray(sock);
             return;
         };
+        // Each of them is news for every proxy_conn of the session.
+        if !entry.renewals.entry(name.client_core()).or_default().admit(now) {
+            mark!("lane_rationed");
+            debug!("core={} session={session} too many lanes of one data core", self.core);
+            self.close_stray(sock);
+            return;
+        }
         if let Some(&old) = entry.lanes.get(&name.client_core()) {
             self.lose_lane(old, "the client has dialled another one");
         }

@@ -20,6 +20,8 @@ use std::time::Duration;
 use tracing::{debug, info, warn};
 use zproxy_io::{Done, Driver, DriverLost, Ending, Fault, Op, Sock, Token};
 use zproxy_proto::id::{FlowId, ProxyId, TunnelId};
+use zproxy_proto::lane::Renewals;
+use zproxy_proto::limits::SETTLING_CONNS_MAX;
 use zproxy_proto::pool::Pool;
 use zproxy_proto::proxy_conn::{Input, Mode, ProxyConn, Reach};
 use zproxy_relay::{
@@ -107,6 +109,8 @@ struct Session {
     conns: HashMap<ProxyId, Key>,
     /// By data core of the client.
     lanes: HashMap<u16, Key>,
+    /// By data core of the client.
+    renewals: HashMap<u16, Renewals>,
     /// The earliest alarm in the heap for the pool.
     alarm: Option<Duration>,
 }
@@ -365,7 +369,7 @@ impl<D: Driver> Worker<D> {
             Tell::Session { session, client } => {
                 let pool = Pool::new().with_bind_deadline(self.limits.bind_timeout);
                 let (ctl, is_parting, alarm) = (Reach::Up, false, None);
-                let (conns, lanes) = (HashMap::new(), HashMap::new());
+                let (conns, lanes, renewals) = (HashMap::new(), HashMap::new(), HashMap::new());
                 let (is_crowded, crowding) = (false, Shortage::default());
                 let entry = Session {
                     client,
@@ -376,6 +380,7 @@ impl<D: Driver> Worker<D> {
                     crowding,
                     conns,
                     lanes,
+                    renewals,
                     alarm,
                 };
                 self.sessions.insert(session, entry);
@@ -595,22 +600,24 @@ impl<D: Driver> Worker<D> {
         self.next_look = (self.publics_live > 0 || is_settling).then_some(now + LOOK_INTERVAL);
     }
 
-    /// A client may deliver the last bytes slowly, but not hold a proxy_conn for ever. Tells whether
-    /// any is settling.
+    /// A client may deliver the last bytes slowly, but not hold a proxy_conn for ever, nor very many of
+    /// them. Tells whether any is settling.
     fn look_at_settling(&mut self, overdue: &mut Vec<Key>) -> bool {
-        let mut is_any = false;
+        let mut settling = Vec::new();
         for (key, conn) in self.conns.iter_mut() {
             if !matches!(conn.machine.mode(), Mode::Settling(_)) {
                 conn.settling_looks = 0;
                 continue;
             }
-            is_any = true;
+            settling.push((conn.session, conn.settling_looks, key));
             conn.settling_looks += 1;
             let still = LOOK_INTERVAL * conn.settling_looks;
             if self.limits.half_close_timeout.is_some_and(|limit| still >= limit) {
                 overdue.push(key);
             }
         }
+        let is_any = !settling.is_empty();
+        overdue.append(&mut surplus(settling));
         is_any
     }
 
@@ -643,5 +650,45 @@ impl<D: Driver> Worker<D> {
     fn close_stray(&mut self, sock: Sock) {
         self.driver
             .submit(Token(u64::from(CLOSE_STRAY) << 56), Op::Close { sock, how: Ending::Reset });
+    }
+}
+
+/// Which of the settling proxy_conns (their session, their looks) are too many for their session: those
+/// with the most looks.
+fn surplus(mut settling: Vec<(SessionNo, u32, Key)>) -> Vec<Key> {
+    if settling.len() <= SETTLING_CONNS_MAX {
+        return Vec::new();
+    }
+    settling.sort_unstable();
+    let of_sessions = settling.chunk_by(|one, other| one.0 == other.0);
+    let excess = of_sessions.flat_map(|of| of.iter().skip(SETTLING_CONNS_MAX));
+    excess.map(|(.., key)| *key).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of a session that has too many settling proxy_conns the oldest go; another one's stay, however
+    /// old they are.
+    #[test]
+    fn the_oldest_settling_conns_of_the_session_go() {
+        let (greedy, modest) = (SessionNo(1), SessionNo(2));
+        let mut slots = Slots::default();
+        let mut settling = Vec::new();
+        let mut keys = Vec::new();
+        for number in 0..SETTLING_CONNS_MAX as u32 + 10 {
+            let key = slots.insert(());
+            keys.push(key);
+            settling.push((greedy, 10_000 - number, key));
+            if number < 100 {
+                settling.push((modest, 20_000, slots.insert(())));
+            }
+        }
+        let mut gone = surplus(settling.clone());
+        gone.sort_unstable();
+        assert_eq!(gone, keys[..10]);
+        settling.truncate(SETTLING_CONNS_MAX);
+        assert_eq!(surplus(settling), Vec::new());
     }
 }
