@@ -5,8 +5,9 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
+use socket2::{Domain, Socket, Type};
 use zproxy_tests::net::{
-    connect, expect_fin, expect_reset_within, fill_up, finish, receive_pattern, small_buffers,
+    bounded, connect, expect_fin, expect_reset_within, fill_up, finish, receive_pattern,
 };
 use zproxy_tests::netns::GATEWAY_OUTSIDE;
 use zproxy_tests::pair::Frames;
@@ -123,9 +124,11 @@ both_backends! {
     fn a_slow_reader_is_no_dead_path(world) {
         Site::run(|net| {
             let scene = Scene::start(world, net);
-            let visitor = connect(public());
-            small_buffers(&visitor);
-            let (visitor, service) = scene.flow_of(visitor);
+            // Small from the beginning: the kernel promises no window that it has no memory for.
+            let visitor = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+            visitor.set_recv_buffer_size(16 << 10).expect("a small buffer");
+            visitor.connect(&public().into()).expect("the port is open");
+            let (visitor, service) = scene.flow_of(bounded(visitor.into()));
             let pattern = Pattern::new(7, Direction::Down);
             let sent = fill_up(&service, pattern);
             assert!(sent > 0, "there is no room at all");

@@ -140,8 +140,9 @@ fn rig_of(world: &World, user: u32, hardship: &[&str], args: &[&str]) -> Rig {
     Rig { path: Way::Tunnel(Box::new(gateway), Box::new(client)), local, public }
 }
 
-/// With locked memory for one ring and not for every thread's, `auto` serves on epoll and says why;
-/// or on the ring, on kernels that do not count it.
+/// With locked memory for one ring and not for every thread's, `auto` serves on epoll and says why, and
+/// `check --backend uring` and serving with it fail for the same reason; or all of them have the ring, on
+/// kernels that do not count it.
 #[test]
 fn locked_memory_for_one_ring() {
     once(|world| {
@@ -155,16 +156,29 @@ fn locked_memory_for_one_ring() {
         let hardship = ["limit-locked-memory", "589824", "as-user", &name];
         let state = state.display().to_string();
         let words = ["zproxyd", "--bind", "127.0.0.1", "--ctl-port", "0", "--state-dir", &state];
-        let words: Vec<_> = hardship.iter().chain(&words).map(Into::into).collect();
-        let env = [("ZPROXY_TOKEN", world.token())];
-        let gateway = Program::start("zproxyd", world.exe(), &words, &env, None);
+        let start = |words: &[&str]| {
+            let words: Vec<_> = hardship.iter().chain(words).map(Into::into).collect();
+            let env = [("ZPROXY_TOKEN", world.token())];
+            Program::start("zproxyd", world.exe(), &words, &env, None)
+        };
+        let gateway = start(&words);
         let is_ready = |line: &str| line.starts_with("zproxyd ready ");
         let ready = gateway.out.wait_for("ready", SOON, is_ready);
         let said = gateway.err.matching(|line| line.contains("LimitMEMLOCK"));
         match field(&ready, "backend") {
             Some("epoll") => assert_eq!(said.len(), 1, "{said:?}"),
-            backend => assert!(backend == Some("uring") && said.is_empty(), "{ready} {said:?}"),
+            backend => {
+                assert!(backend == Some("uring") && said.is_empty(), "{ready} {said:?}");
+                return;
+            }
         }
+        let mut forced = start(&[&words[..], &["--backend", "uring"]].concat());
+        assert_eq!(forced.wait_exit(SOON), 1);
+        assert!(forced.err.text().contains("LimitMEMLOCK"), "{}", forced.err.text());
+        let mut check = start(&["zproxyd", "check", "--backend", "uring", "--state-dir", &state]);
+        assert_eq!(check.wait_exit(SOON), 1);
+        let fails = |line: &str| line.starts_with("FAIL") && line.contains("LimitMEMLOCK");
+        assert_eq!(check.out.matching(fails).len(), 1, "{}", check.out.text());
     });
 }
 

@@ -203,8 +203,9 @@ impl fmt::Display for RingRefusal {
                  or later"
             ),
             Self::NoMemory => f.write_str(
-                "the kernel refuses the memory for a ring (ENOMEM); raise LimitMEMLOCK (ulimit -l) \
-                 or the memory limit of the control group",
+                "the kernel refuses the memory for a ring (ENOMEM); raise LimitMEMLOCK \
+                 (ulimit -l; every thread has a ring of about 384 KiB) or the memory limit of the \
+                 control group",
             ),
             Self::NoDescriptors => {
                 f.write_str("no descriptor is left for a ring; raise LimitNOFILE (ulimit -n)")
@@ -263,7 +264,11 @@ fn set_up_features() -> Vec<Feature> {
     let taskrun_flag = plain().setup_coop_taskrun().setup_taskrun_flag().clone();
     let single = plain().setup_single_issuer().clone();
     let no_sqarray = plain().setup_no_sqarray().clone();
-    let can = |builder: &Builder| builder.build(PROBE_ENTRIES).is_ok();
+    // Flags are looked at first: whoever lacks memory knew them.
+    let can = |builder: &Builder| {
+        let refusal = builder.build(PROBE_ENTRIES).err().and_then(|error| error.raw_os_error());
+        refusal != Some(libc::EINVAL)
+    };
     let rows: [(Known, Builder); 7] = [
         (("IORING_SETUP_CQSIZE", Version::new(5, 5), Need::Required, NO_RING), cq),
         (("IORING_SETUP_CLAMP", Version::new(5, 6), Need::Required, NO_RING), clamp),

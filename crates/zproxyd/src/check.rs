@@ -91,9 +91,13 @@ fn add_backend(report: &mut Report, settings: &Settings) {
     let relay = settings.data.relay;
     let config = DriverConfig { relay, ..DriverConfig::default() };
     let epoll = || Epoll::open(&config).map(drop);
+    // As many at a time as serving needs: one for each data core, and one for the control thread.
+    let threads = settings.data.cores.len() + 1;
     let ring = || match probe::ring_support() {
-        Ok(_) => Uring::new(&config)
-            .map(|driver| format!("flags {}", driver.ring_flags()))
+        Ok(_) => (0..threads)
+            .map(|_| Uring::new(&config))
+            .collect::<Result<Vec<_>, _>>()
+            .map(|drivers| format!("flags {}", drivers[0].ring_flags()))
             .map_err(|error| error.to_string()),
         Err(refusal) => Err(refusal.to_string()),
     };
