@@ -2,6 +2,7 @@
 //! to it would keep its flow until TCP gives up, in about 15 minutes: keep-alive rests meanwhile, and
 //! TCP_USER_TIMEOUT would also cut off who merely does not read (since Linux 5.11).
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use zproxy_io::{Driver, FarEnd, Sock};
@@ -28,13 +29,28 @@ impl PathLimit {
     }
 }
 
-/// What is believed of one conn's other end.
+/// What is believed of one conn's other end. Small: every flow has two.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Path {
     /// When to ask again; none: it was never asked about.
-    next: Option<Duration>,
+    next: Option<Moment>,
     /// Since when it has been known to owe an acknowledgement, and has given none.
-    owing_since: Option<Duration>,
+    owing_since: Option<Moment>,
+}
+
+/// A time in tenths of a second, rounded down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Moment(NonZeroU32);
+
+impl Moment {
+    fn at(time: Duration) -> Self {
+        let tenths = u32::try_from(time.as_millis() / 100).unwrap_or(u32::MAX);
+        Self(NonZeroU32::new(tenths).unwrap_or(NonZeroU32::MIN))
+    }
+
+    fn time(self) -> Duration {
+        Duration::from_millis(u64::from(self.0.get()) * 100)
+    }
 }
 
 impl Path {
@@ -49,13 +65,13 @@ impl Path {
     ) -> bool {
         let Some(dead_after) = limit.dead_after else { return false };
         // A conn that does not live to be asked about costs nothing at all.
-        let next = *self.next.get_or_insert(now + limit.ask);
-        if now < next {
+        let next = *self.next.get_or_insert(Moment::at(now + limit.ask));
+        if now < next.time() {
             return false;
         }
         let is_dead = self.judge(driver.far_end(sock), limit, dead_after, now);
         let wait = if self.owing_since.is_some() { limit.suspect } else { limit.ask };
-        self.next = Some(now + wait);
+        self.next = Some(Moment::at(now + wait));
         is_dead
     }
 
@@ -73,8 +89,9 @@ impl Path {
         };
         // How long it has been silent says nothing of how long it has owed something: what it owes may
         // have been sent a moment ago. So that is counted from the first look that found it owing.
-        let since = self.owing_since.filter(|since| far.silence >= now.saturating_sub(*since));
-        let since = *self.owing_since.insert(since.unwrap_or(now));
+        let since = self.owing_since.map(Moment::time);
+        let since = since.filter(|since| far.silence >= now.saturating_sub(*since)).unwrap_or(now);
+        self.owing_since = Some(Moment::at(since));
         // TCP doubles the time between two tries, so after an outage the first answer comes after up to
         // twice its length; and at a closed window two tries are up to 120 s apart. One interval more,
         // and at least two tries have failed that no shorter outage explains.
@@ -99,12 +116,13 @@ mod tests {
         (1_000..5_000).find(|now| {
             let (owes, silence) = says(*now);
             let far = Some(FarEnd { owes, silence: s(silence) });
-            let next = *path.next.get_or_insert(s(*now) + limit.ask);
-            if s(*now) < next {
+            let next = *path.next.get_or_insert(Moment::at(s(*now) + limit.ask));
+            if s(*now) < next.time() {
                 return false;
             }
             let is_dead = path.judge(far, &limit, DEAD_AFTER, s(*now));
-            path.next = Some(s(*now) + if path.owing_since.is_some() { s(10) } else { s(60) });
+            let wait = if path.owing_since.is_some() { s(10) } else { s(60) };
+            path.next = Some(Moment::at(s(*now) + wait));
             is_dead
         })
     }
@@ -166,7 +184,7 @@ mod tests {
     fn no_limit_no_death() {
         let limit = PathLimit::new(None);
         assert_eq!((limit.dead_after, limit.ask), (None, ASK_INTERVAL));
-        let mut path = Path { next: None, owing_since: Some(s(1)) };
+        let mut path = Path { next: None, owing_since: Some(Moment::at(s(1))) };
         assert!(!path.judge(None, &limit, DEAD_AFTER, s(9_999)));
         assert_eq!(path.owing_since, None);
     }
