@@ -41,8 +41,16 @@ impl BusyPoll {
 
     /// Until when to watch before a wait that would last until `until` (`None`: for ever). None: not
     /// at all.
-    pub(crate) fn begin(&self, now: Duration, until: Option<Duration>) -> Option<Duration> {
-        if self.budget.is_zero() || now < self.rested_at {
+    pub(crate) fn begin(
+        &self,
+        now: impl FnOnce() -> Duration,
+        until: Option<Duration>,
+    ) -> Option<Duration> {
+        if self.budget.is_zero() {
+            return None;
+        }
+        let now = now();
+        if now < self.rested_at {
             return None;
         }
         let end = until.map_or(now + self.budget, |until| until.min(now + self.budget));
@@ -82,8 +90,8 @@ mod tests {
     #[test]
     fn off_by_default() {
         let busy = BusyPoll::new(Duration::ZERO);
-        assert_eq!(busy.begin(millis(5), None), None);
-        assert_eq!(busy.begin(millis(5), Some(millis(9))), None);
+        assert_eq!(busy.begin(|| millis(5), None), None);
+        assert_eq!(busy.begin(|| millis(5), Some(millis(9))), None);
     }
 
     /// A watch ends with the budget or the deadline, whichever comes first, and a deadline that has
@@ -91,12 +99,12 @@ mod tests {
     #[test]
     fn bounded_by_budget_and_deadline() {
         let busy = BusyPoll::new(BUDGET);
-        assert_eq!(busy.begin(millis(5), None), Some(millis(5) + BUDGET));
-        assert_eq!(busy.begin(millis(5), Some(millis(9))), Some(millis(5) + BUDGET));
+        assert_eq!(busy.begin(|| millis(5), None), Some(millis(5) + BUDGET));
+        assert_eq!(busy.begin(|| millis(5), Some(millis(9))), Some(millis(5) + BUDGET));
         let near = millis(5) + BUDGET / 2;
-        assert_eq!(busy.begin(millis(5), Some(near)), Some(near));
-        assert_eq!(busy.begin(millis(5), Some(millis(5))), None);
-        assert_eq!(busy.begin(millis(5), Some(millis(4))), None);
+        assert_eq!(busy.begin(|| millis(5), Some(near)), Some(near));
+        assert_eq!(busy.begin(|| millis(5), Some(millis(5))), None);
+        assert_eq!(busy.begin(|| millis(5), Some(millis(4))), None);
     }
 
     /// Each preemption rests twice as long as the one before, up to a second.
@@ -105,12 +113,12 @@ mod tests {
         let mut busy = BusyPoll::new(BUDGET);
         let mut now = millis(1);
         for rest in [10, 20, 40, 80, 160, 320, 640, 1_000, 1_000] {
-            assert!(busy.begin(now, None).is_some());
+            assert!(busy.begin(|| now, None).is_some());
             busy.end(now, DISTURBED);
-            assert_eq!(busy.begin(now + millis(rest) - BUDGET, None), None, "{rest}");
+            assert_eq!(busy.begin(|| now + millis(rest) - BUDGET, None), None, "{rest}");
             now += millis(rest);
         }
-        assert!(busy.begin(now, None).is_some());
+        assert!(busy.begin(|| now, None).is_some());
     }
 
     /// Only a watch that found work undisturbed ends the suspicion.
@@ -121,11 +129,11 @@ mod tests {
         busy.end(millis(10), DISTURBED);
         busy.end(millis(30), IN_VAIN);
         busy.end(millis(31), DISTURBED);
-        assert_eq!(busy.begin(millis(70), None), None);
-        assert!(busy.begin(millis(71), None).is_some());
+        assert_eq!(busy.begin(|| millis(70), None), None);
+        assert!(busy.begin(|| millis(71), None).is_some());
         busy.end(millis(71), FOUND);
         busy.end(millis(72), DISTURBED);
-        assert!(busy.begin(millis(82), None).is_some());
+        assert!(busy.begin(|| millis(82), None).is_some());
     }
 
     /// Watches and finds are counted.

@@ -22,7 +22,8 @@ pub trait Driver {
     /// `uring` or `epoll`, as in `--backend`.
     const NAME: &'static str;
 
-    /// Monotonic time since an arbitrary start; comparable between the drivers of one process.
+    /// Monotonic time since an arbitrary start, as it was when the last [`Driver::wait`] ended; comparable
+    /// between the drivers of one process. So everything in one turn of a loop happens at one time.
     fn now(&self) -> Duration;
 
     /// The bell that wakes this driver out of [`Driver::wait`] from any thread.

@@ -46,6 +46,8 @@ pub struct Epoll {
     stillborn: Vec<Done>,
     pools: Pools,
     busy: BusyPoll,
+    /// When the last wait ended.
+    now: Duration,
     stats: Stats,
     blind_turns: u32,
 }
@@ -75,6 +77,7 @@ impl Epoll {
             stillborn: Vec::new(),
             pools: Pools { pipes: PipePool::new(), bufs: BufPool::new() },
             busy: BusyPoll::new(config.busy_poll),
+            now: sys::now(),
             stats: Stats::default(),
             blind_turns: 0,
         })
@@ -146,7 +149,7 @@ impl Epoll {
 
     /// Watches for events before a wait until `until`, if that is wanted now.
     fn watch_awake(&mut self, until: Option<Duration>) -> Result<usize, DriverLost> {
-        let Some(end) = self.busy.begin(sys::now(), until) else { return Ok(0) };
+        let Some(end) = self.busy.begin(sys::now, until) else { return Ok(0) };
         // What is there at once was not watched for, and says nothing about the core.
         let mut count = self.poll(Some(Duration::ZERO))?;
         if count > 0 {
@@ -180,6 +183,29 @@ impl Epoll {
         Ok(())
     }
 
+    fn turn(&mut self, until: Option<Duration>, done: &mut Vec<Done>) -> Result<(), DriverLost> {
+        let before = done.len();
+        done.append(&mut self.stillborn);
+        loop {
+            self.run_ready(done);
+            let produced = done.len() > before;
+            if produced && self.blind_turns < BLIND_TURNS_MAX {
+                self.blind_turns += 1;
+                return Ok(());
+            }
+            // With results at hand, or work to do, the time to wait until has come already.
+            let has_work = produced || !self.ready.is_empty();
+            self.hear(if has_work { Some(Duration::ZERO) } else { until }, done)?;
+            if produced || (done.len() > before && self.ready.is_empty()) {
+                return Ok(());
+            }
+            let late = || until.is_some_and(|until| sys::now() >= until);
+            if self.ready.is_empty() && late() {
+                return Ok(());
+            }
+        }
+    }
+
     fn wake(&mut self, sock: Sock, mask: u32) {
         // A stale name: the event is older than the close.
         let Some(entry) = self.socks.get_mut(sock) else { return };
@@ -199,7 +225,7 @@ impl Driver for Epoll {
     const NAME: &'static str = "epoll";
 
     fn now(&self) -> Duration {
-        sys::now()
+        self.now
     }
 
     fn doorbell(&self) -> Doorbell {
@@ -308,26 +334,9 @@ impl Driver for Epoll {
     }
 
     fn wait(&mut self, until: Option<Duration>, done: &mut Vec<Done>) -> Result<(), DriverLost> {
-        let before = done.len();
-        done.append(&mut self.stillborn);
-        loop {
-            self.run_ready(done);
-            let produced = done.len() > before;
-            if produced && self.blind_turns < BLIND_TURNS_MAX {
-                self.blind_turns += 1;
-                return Ok(());
-            }
-            // With results at hand, or work to do, the time to wait until has come already.
-            let has_work = produced || !self.ready.is_empty();
-            self.hear(if has_work { Some(Duration::ZERO) } else { until }, done)?;
-            if produced || (done.len() > before && self.ready.is_empty()) {
-                return Ok(());
-            }
-            let late = || until.is_some_and(|until| sys::now() >= until);
-            if self.ready.is_empty() && late() {
-                return Ok(());
-            }
-        }
+        let waited = self.turn(until, done);
+        self.now = sys::now();
+        waited
     }
 
     fn stats(&self) -> Stats {

@@ -61,6 +61,8 @@ pub struct Uring {
     group: Rc<Group>,
     relay: RelayMode,
     busy: BusyPoll,
+    /// When the last wait ended.
+    now: Duration,
     /// Turns since the ring was last entered.
     turns_blind: u8,
     /// A round since then took longer than a look at who else waits.
@@ -116,6 +118,7 @@ impl Uring {
             group,
             relay: config.relay,
             busy: BusyPoll::new(config.busy_poll),
+            now: sys::now(),
             turns_blind: 0,
             has_moved_much: false,
             stats: Stats::default(),
@@ -343,7 +346,7 @@ impl Uring {
     /// Watches for completions before a wait until `until`, if that is wanted now. True when there
     /// are some.
     fn watch_awake(&mut self, until: Option<Duration>) -> Result<bool, DriverLost> {
-        let Some(end) = self.busy.begin(self.now(), until) else { return Ok(false) };
+        let Some(end) = self.busy.begin(sys::now, until) else { return Ok(false) };
         if self.ring.is_loaded() || self.ring.has_task_work() {
             self.enter(Some(Duration::ZERO))?;
         }
@@ -353,7 +356,7 @@ impl Uring {
         let before = sys::preemptions();
         let has_found = self.ring.watch_until(end);
         let was_preempted = sys::preemptions() != before;
-        self.busy.end(self.now(), Spin { has_found, was_preempted });
+        self.busy.end(sys::now(), Spin { has_found, was_preempted });
         if self.ring.has_task_work() {
             self.enter(Some(Duration::ZERO))?;
         }
@@ -375,6 +378,34 @@ impl Uring {
             self.complete(&completion);
         }
     }
+
+    fn turn(&mut self, until: Option<Duration>, done: &mut Vec<Done>) -> Result<(), DriverLost> {
+        loop {
+            if !self.ready.is_empty() {
+                // Results are at hand, so there is no sleeping, and what they lead to goes to the
+                // kernel together with what is queued already; unless that would take long.
+                let is_due = self.has_moved_much || self.turns_blind == BLIND_TURNS_MAX;
+                if !is_due {
+                    self.turns_blind += 1;
+                } else if self.ring.is_loaded() || self.ring.has_task_work() {
+                    self.enter(Some(Duration::ZERO))?;
+                }
+                self.reap();
+                done.append(&mut self.ready);
+                return Ok(());
+            }
+            if self.ring.has_completions() || self.watch_awake(until)? {
+                self.reap();
+                continue;
+            }
+            let patience = until.map(|until| until.saturating_sub(sys::now()));
+            self.enter(patience)?;
+            self.reap();
+            if self.ready.is_empty() && patience.is_some_and(|patience| patience.is_zero()) {
+                return Ok(());
+            }
+        }
+    }
 }
 
 impl Driver for Uring {
@@ -383,7 +414,7 @@ impl Driver for Uring {
     const NAME: &'static str = "uring";
 
     fn now(&self) -> Duration {
-        sys::now()
+        self.now
     }
 
     fn doorbell(&self) -> Doorbell {
@@ -480,31 +511,9 @@ impl Driver for Uring {
     }
 
     fn wait(&mut self, until: Option<Duration>, done: &mut Vec<Done>) -> Result<(), DriverLost> {
-        loop {
-            if !self.ready.is_empty() {
-                // Results are at hand, so there is no sleeping, and what they lead to goes to the
-                // kernel together with what is queued already; unless that would take long.
-                let is_due = self.has_moved_much || self.turns_blind == BLIND_TURNS_MAX;
-                if !is_due {
-                    self.turns_blind += 1;
-                } else if self.ring.is_loaded() || self.ring.has_task_work() {
-                    self.enter(Some(Duration::ZERO))?;
-                }
-                self.reap();
-                done.append(&mut self.ready);
-                return Ok(());
-            }
-            if self.ring.has_completions() || self.watch_awake(until)? {
-                self.reap();
-                continue;
-            }
-            let patience = until.map(|until| until.saturating_sub(self.now()));
-            self.enter(patience)?;
-            self.reap();
-            if self.ready.is_empty() && patience.is_some_and(|patience| patience.is_zero()) {
-                return Ok(());
-            }
-        }
+        let waited = self.turn(until, done);
+        self.now = sys::now();
+        waited
     }
 
     fn stats(&self) -> Stats {
