@@ -27,13 +27,20 @@ pub(super) enum Place {
 pub(super) enum Inbound {
     Accept,
     Connect(Connecting),
-    Recv { buf: Vec<u8>, max: usize },
+    Recv(Box<Recv>),
     Fill,
+}
+
+/// Boxed, because only control threads and lanes receive, and every socket has room for an operation.
+#[derive(Debug)]
+pub(super) struct Recv {
+    pub(super) buf: Vec<u8>,
+    pub(super) max: usize,
 }
 
 #[derive(Debug)]
 pub(super) enum Connecting {
-    NotYet(SocketAddr),
+    NotYet(Box<SocketAddr>),
     UnderWay,
 }
 
@@ -82,7 +89,8 @@ pub(super) struct Entry {
     pub(super) fault: Option<Fault>,
     pub(super) policy: Policy,
     pub(super) inbound: Option<Pending<Inbound>>,
-    pub(super) outbound: Option<Pending<Outbound>>,
+    /// The place of the operation in the driver's list: most sockets have none, and it is large.
+    pub(super) outbound: Option<Pending<usize>>,
     pub(super) watch: Option<Pending<()>>,
     /// The sink whose `Drain` refills from here and so occupies the inbound place.
     pub(super) lent_to: Option<Sock>,

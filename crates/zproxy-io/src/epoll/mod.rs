@@ -15,6 +15,8 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
+use slab::Slab;
+
 use crate::buf::BufPool;
 use crate::busy::{BusyPoll, Spin};
 use crate::pipe::PipePool;
@@ -25,7 +27,7 @@ use crate::{
     Outcome, RelayMode, Sock, Stats, Token, sock, sys,
 };
 
-use entry::{Connecting, Entry, Inbound, Outbound, Pending};
+use entry::{Connecting, Entry, Inbound, Outbound, Pending, Recv};
 use poller::{Poller, Subject};
 use round::{Pools, Received};
 
@@ -39,6 +41,8 @@ pub struct Epoll {
     poller: Poller,
     doorbell: Doorbell,
     socks: Table<Entry>,
+    /// Sends and drains in flight.
+    outgoing: Slab<Outbound>,
     /// Operations that can be tried. An entry may name one that has come home meanwhile, or one
     /// that was tried already; both are harmless.
     ready: VecDeque<(Sock, Side)>,
@@ -73,6 +77,7 @@ impl Epoll {
             poller: Poller::new(doorbell.fd())?,
             doorbell,
             socks: Table::default(),
+            outgoing: Slab::new(),
             ready: VecDeque::new(),
             stillborn: Vec::new(),
             pools: Pools { pipes: PipePool::new(), bufs: BufPool::new() },
@@ -108,9 +113,9 @@ impl Epoll {
 
     #[track_caller]
     fn queue_outbound(&mut self, sock: Sock, token: Token, op: Outbound) {
-        let entry = self.named(sock);
-        assert!(entry.outbound.is_none(), "one outbound operation at a time");
-        entry.outbound = Some(Pending::queued(token, op));
+        assert!(self.named(sock).outbound.is_none(), "one outbound operation at a time");
+        let place = self.outgoing.insert(op);
+        self.named(sock).outbound = Some(Pending::queued(token, place));
         self.ready.push_back((sock, Side::Outbound));
     }
 
@@ -311,11 +316,11 @@ impl Driver for Epoll {
         match op {
             Op::Accept { listener } => self.queue_inbound(listener, token, Inbound::Accept),
             Op::Connect { sock, to } => {
-                self.queue_inbound(sock, token, Inbound::Connect(Connecting::NotYet(to)));
+                self.queue_inbound(sock, token, Inbound::Connect(Connecting::NotYet(Box::new(to))));
             }
             Op::Recv { sock, buf, max } => {
                 assert!(max > 0, "there is room to receive into");
-                self.queue_inbound(sock, token, Inbound::Recv { buf, max });
+                self.queue_inbound(sock, token, Inbound::Recv(Box::new(Recv { buf, max })));
             }
             Op::Fill { from } => self.queue_inbound(from, token, Inbound::Fill),
             Op::Send { sock, buf } => {

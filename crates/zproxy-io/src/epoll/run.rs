@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use crate::lease::Store;
 use crate::{Done, Ending, Fault, Lease, Outcome, Sock, SourceNow, Token, sock, sys};
 
-use super::entry::{Connecting, Entry, Inbound, Outbound, Pending};
+use super::entry::{Connecting, Entry, Inbound, Outbound, Pending, Recv};
 use super::poller::Interest;
 use super::round::{self, Put, Received, Taken};
 use super::{Epoll, Side};
@@ -35,7 +35,7 @@ impl Epoll {
         let step = match op {
             Inbound::Accept => self.accept(sock, token, done),
             Inbound::Connect(stage) => connect(entry, stage),
-            Inbound::Recv { buf, max } => receive(entry, buf, max),
+            Inbound::Recv(recv) => receive(entry, recv),
             Inbound::Fill => match round::take(entry, &self.pools, None) {
                 Taken::Bytes(lease) => Step::Home(Outcome::Filled(lease)),
                 Taken::Empty => Step::Park(Inbound::Fill),
@@ -62,8 +62,8 @@ impl Epoll {
 
     fn run_outbound(&mut self, sock: Sock, done: &mut Vec<Done>) {
         let Some(entry) = self.socks.get_mut(sock) else { return };
-        let Some(Pending { token, op, .. }) = entry.outbound.take() else { return };
-        let step = match op {
+        let Some(Pending { token, op: place, .. }) = entry.outbound.take() else { return };
+        let step = match self.outgoing.remove(place) {
             Outbound::Send { buf, sent } => send(entry, buf, sent),
             Outbound::Drain { lease, refill } => self.drain(sock, lease, refill),
         };
@@ -71,7 +71,8 @@ impl Epoll {
             Step::Home(outcome) => (outcome, None),
             Step::Again(op) | Step::Park(op) => match self.register(sock, Interest::Stream) {
                 Ok(()) => {
-                    self.entry(sock).outbound = Some(Pending::parked(token, op));
+                    let place = self.outgoing.insert(op);
+                    self.entry(sock).outbound = Some(Pending::parked(token, place));
                     return;
                 }
                 Err(fault) => (Outcome::Failed(fault), op.refill()),
@@ -107,7 +108,8 @@ impl Epoll {
         }
         if let Some(pending) = entry.outbound.take() {
             cancel(pending.token);
-            self.unlend(pending.op.refill());
+            let refill = self.outgoing.remove(pending.op).refill();
+            self.unlend(refill);
         }
         if let Some(pending) = entry.watch.take() {
             cancel(pending.token);
@@ -115,6 +117,7 @@ impl Epoll {
         let borrower = entry.lent_to.and_then(|sink| self.socks.get_mut(sink));
         if let Some(pending) = borrower.and_then(|sink| sink.outbound.take()) {
             cancel(pending.token);
+            self.outgoing.remove(pending.op);
         }
         match how {
             Ending::Clean => sock::close_clean(entry.fd),
@@ -228,7 +231,7 @@ impl Outbound {
 
 fn connect(entry: &mut Entry, stage: Connecting) -> Step<Inbound> {
     match stage {
-        Connecting::NotYet(to) => match sys::connect(entry.raw(), &to.into()) {
+        Connecting::NotYet(to) => match sys::connect(entry.raw(), &(*to).into()) {
             Ok(()) => Step::Home(Outcome::Connected),
             // An interrupted connect goes on by itself, as one in progress does.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::EINTR)) => {
@@ -248,12 +251,14 @@ fn connect(entry: &mut Entry, stage: Connecting) -> Step<Inbound> {
     }
 }
 
-fn receive(entry: &mut Entry, mut buf: Vec<u8>, max: usize) -> Step<Inbound> {
+fn receive(entry: &mut Entry, mut recv: Box<Recv>) -> Step<Inbound> {
+    let (mut buf, max) = (std::mem::take(&mut recv.buf), recv.max);
     let start = buf.len();
     let fd = entry.raw();
     loop {
         if !entry.ready.readable {
-            return Step::Park(Inbound::Recv { buf, max });
+            recv.buf = buf;
+            return Step::Park(Inbound::Recv(recv));
         }
         buf.resize(start + max, 0);
         let found = round::receive(entry, |flags| sys::recv(fd, &mut buf[start..], flags), max);
