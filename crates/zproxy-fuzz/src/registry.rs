@@ -7,7 +7,7 @@ use zproxy_proto::auth::Ticket;
 use zproxy_proto::id::{ClientId, CtlId, TunnelId};
 use zproxy_proto::limits::RESERVATION_GRACE;
 use zproxy_proto::registry::{
-    Before, Binding, Decision, Ended, LoggedIn, Login, PortPolicy, Registry, Tunnel,
+    Before, BindFault, Binding, Decision, Ended, LoggedIn, Login, PortPolicy, Registry, Tunnel,
 };
 use zproxy_proto::wire::{Name, OpenTunnel, TunnelRefusedCode};
 
@@ -284,10 +284,14 @@ impl World {
     fn bind(&mut self, index: usize, input: &mut Input<'_>) {
         let Pending { client, epoch, mut binding } = self.pending.swap_remove(index);
         let Some(candidate) = binding.next_candidate() else {
-            let refusal = self.registry.bind_failed(&binding, input.flag(), "no");
+            let fault = [BindFault::InUse, BindFault::Other, BindFault::Shortage];
+            let fault = fault[usize::from(input.below(3))];
+            let refusal = self.registry.bind_failed(&binding, fault, "no");
             assert!(matches!(
                 refusal.code,
-                TunnelRefusedCode::PortTaken | TunnelRefusedCode::BindFailed
+                TunnelRefusedCode::PortTaken
+                    | TunnelRefusedCode::BindFailed
+                    | TunnelRefusedCode::Shortage
             ));
             return;
         };

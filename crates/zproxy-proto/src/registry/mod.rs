@@ -164,6 +164,17 @@ pub enum Decision {
     Refused(TunnelRefusal),
 }
 
+/// Why a port could not be listened on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BindFault {
+    /// Something else has it.
+    InUse,
+    /// The gateway is out of descriptors or memory.
+    Shortage,
+    /// Anything else, such as a missing right.
+    Other,
+}
+
 /// A tunnel that has no port yet. Try [`Self::next_candidate`] until a bind succeeds, then
 /// [`Registry::bound`]; when there is no more, [`Registry::bind_failed`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -561,17 +572,21 @@ impl Registry {
     /// No candidate could be bound. `reason` tells what happened to the last one, for a person;
     /// `in_use` whether something else on the machine has it.
     #[must_use]
-    pub fn bind_failed(&self, binding: &Binding, in_use: bool, reason: &str) -> TunnelRefusal {
-        match (binding.wanted_port, in_use) {
+    pub fn bind_failed(&self, binding: &Binding, fault: BindFault, reason: &str) -> TunnelRefusal {
+        match (binding.wanted_port, fault) {
+            (_, BindFault::Shortage) => {
+                let reason = format!("the gateway can open no port now: {reason}");
+                TunnelRefusal { code: TunnelRefusedCode::Shortage, reason: reason.into() }
+            }
             (0, _) => {
                 let reason = format!("no free public port was found: {reason}");
                 TunnelRefusal { code: TunnelRefusedCode::BindFailed, reason: reason.into() }
             }
-            (port, true) => {
+            (port, BindFault::InUse) => {
                 let reason = format!("port {port} is in use on the gateway");
                 TunnelRefusal { code: TunnelRefusedCode::PortTaken, reason: reason.into() }
             }
-            (port, false) => {
+            (port, BindFault::Other) => {
                 let reason = format!("port {port} could not be opened: {reason}");
                 TunnelRefusal { code: TunnelRefusedCode::BindFailed, reason: reason.into() }
             }

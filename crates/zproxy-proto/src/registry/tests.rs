@@ -281,13 +281,20 @@ fn bind_failures() {
         Some(Decision::Bind(binding)) => binding,
         other => panic!("{other:?}"),
     };
-    let refused = r.bind_failed(&binding(80), true, "address in use");
+    let refused = r.bind_failed(&binding(80), BindFault::InUse, "address in use");
     assert_eq!(refused.code, TunnelRefusedCode::PortTaken);
     assert_eq!(refused.reason.as_str(), "port 80 is in use on the gateway");
-    let refused = r.bind_failed(&binding(80), false, "permission denied");
+    let refused = r.bind_failed(&binding(80), BindFault::Other, "permission denied");
     assert_eq!(refused.code, TunnelRefusedCode::BindFailed);
     assert_eq!(refused.reason.as_str(), "port 80 could not be opened: permission denied");
-    assert_eq!(r.bind_failed(&binding(0), true, "x").code, TunnelRefusedCode::BindFailed);
+    assert_eq!(
+        r.bind_failed(&binding(0), BindFault::InUse, "x").code,
+        TunnelRefusedCode::BindFailed
+    );
+    for port in [0, 80] {
+        let refused = r.bind_failed(&binding(port), BindFault::Shortage, "too many open files");
+        assert_eq!(refused.code, TunnelRefusedCode::Shortage);
+    }
 }
 
 /// A session that ended while its port was being bound does not get the tunnel.

@@ -157,6 +157,8 @@ pub enum TunnelRefusedCode {
     Limit,
     /// The gateway could not listen on the port.
     BindFailed,
+    /// The gateway is out of descriptors or memory; come back later.
+    Shortage,
     /// The gateway is shutting down.
     ShuttingDown,
     /// A code of a newer version.
@@ -170,6 +172,12 @@ impl TunnelRefusedCode {
     pub const fn is_final(self) -> bool {
         matches!(self, Self::PortNotAllowed | Self::NameTaken)
     }
+
+    /// Whether it is sure to pass: not even a client that has just been started gives up.
+    #[must_use]
+    pub const fn is_passing(self) -> bool {
+        matches!(self, Self::Shortage | Self::ShuttingDown)
+    }
 }
 
 impl fmt::Display for TunnelRefusedCode {
@@ -180,6 +188,7 @@ impl fmt::Display for TunnelRefusedCode {
             Self::NameTaken => "name_taken",
             Self::Limit => "limit",
             Self::BindFailed => "bind_failed",
+            Self::Shortage => "shortage",
             Self::ShuttingDown => "shutting_down",
             Self::Other => "other",
         })

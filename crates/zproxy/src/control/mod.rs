@@ -361,8 +361,9 @@ impl<'a, D: Driver> Control<'a, D> {
                 info!("draining, for up to {} s", limit.as_secs_f64());
                 self.phase =
                     Phase::Draining { until: now + limit, next_line: now + PROGRESS_INTERVAL };
-                self.say_goodbye(limit);
+                // In this order: what the gateway sends when it has heard of it comes after the letter.
                 self.tell_all(|| Tell::Drain);
+                self.say_goodbye(limit);
             }
             Phase::Draining { .. } => self.stop_cores(now),
             Phase::Stopping { .. } | Phase::Leaving { .. } => {}

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use zproxy_ops::values::HostPort;
 use zproxy_proto::id::TunnelId;
-use zproxy_proto::wire::{Name, OpenTunnel, TunnelOpen, TunnelRefused, TunnelRefusedCode};
+use zproxy_proto::wire::{Name, OpenTunnel, TunnelOpen, TunnelRefused};
 
 use crate::config::TunnelSettings;
 
@@ -96,7 +96,7 @@ impl Tunnels {
         let text =
             format!("tunnel {} is refused ({}): {}", refused.name, refused.code, refused.reason);
         let tunnel = &mut self.0[number];
-        let passes = tunnel.public.is_some() || refused.code == TunnelRefusedCode::ShuttingDown;
+        let passes = tunnel.public.is_some() || refused.code.is_passing();
         let is_news = !matches!(&tunnel.state, State::Refused(known, _) if *known == text);
         tunnel.state = State::Refused(text.clone(), passes.then_some(now + RETRY));
         if let Some(all) = self.all_refused() {
@@ -156,6 +156,8 @@ impl Tunnel {
 
 #[cfg(test)]
 mod tests {
+    use zproxy_proto::wire::TunnelRefusedCode;
+
     use super::*;
 
     fn tunnels(count: u16) -> Tunnels {
@@ -210,6 +212,15 @@ mod tests {
         };
         assert_eq!(all.lines().count(), 2);
         assert!(all.contains("t0") && all.contains("port_taken"), "{all}");
+    }
+
+    /// A gateway that is short of something for a moment is no reason to end, not even at the start.
+    #[test]
+    fn a_shortage_passes() {
+        let mut tunnels = tunnels(1);
+        let short = refusal("t0", TunnelRefusedCode::Shortage);
+        assert!(matches!(tunnels.on_refused(&short, NOW), Answer::Refused(_)));
+        assert_eq!(tunnels.ask_due(NOW + RETRY).len(), 1);
     }
 
     /// A tunnel that was open is asked for again and again, and its refusal is told once.

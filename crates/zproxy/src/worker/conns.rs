@@ -271,7 +271,10 @@ impl<D: Driver> Worker<D> {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let State::Connected { machine, .. } = &mut conn.state else { return };
         #[cfg(all(feature = "sim", debug_assertions))]
-        zproxy_io::sim::mark_step("client", &machine.mode(), &input);
+        {
+            zproxy_io::sim::mark_step("client", &machine.mode(), &input);
+            trace!("proxy={} {:?}: {input:?}", conn.proxy, machine.mode());
+        }
         let actions = machine.handle(input);
         for action in actions {
             self.act(key, action);

@@ -253,9 +253,8 @@ impl<D: Driver> Worker<D> {
     }
 
     fn handle_gateway_core(&mut self, gateway_core: u16, input: Input) {
-        let keys =
-            self.conn_keys(|conn| !conn.is_opening() && conn.proxy.gateway_core() == gateway_core);
-        for key in keys {
+        // Also those whose opening is still on its way: they have their machine.
+        for key in self.conn_keys(|conn| conn.proxy.gateway_core() == gateway_core) {
             self.handle(key, input);
         }
     }

@@ -5,12 +5,14 @@ use std::collections::hash_map::Entry;
 use std::io;
 
 use tracing::{debug, info, warn};
-use zproxy_io::{Driver, Ending};
+use zproxy_io::{Driver, Ending, Fault};
 use zproxy_proto::auth::{SessionKey, Ticket};
 use zproxy_proto::control::{GatewayEvent, GatewaySession, Session as Welcome};
 use zproxy_proto::id::{CtlId, TunnelId};
 use zproxy_proto::limits::{CLIENTS_MAX, TUNNELS_PER_CLIENT_MAX};
-use zproxy_proto::registry::{Before, Binding, Decision, Ended, Login, Tunnel, TunnelRefusal};
+use zproxy_proto::registry::{
+    Before, BindFault, Binding, Decision, Ended, Login, Tunnel, TunnelRefusal,
+};
 use zproxy_proto::replay::Replay;
 use zproxy_proto::strangers::{Left, Origin};
 use zproxy_proto::wire::{Hello, Name, OpenTunnel, RefusedCode, TunnelOpen, TunnelRefused};
@@ -332,8 +334,12 @@ impl<D: Driver> Control<D> {
                 Err(error) => last = error,
             }
         }
-        let in_use = last.kind() == io::ErrorKind::AddrInUse;
-        Err(self.registry.bind_failed(&binding, in_use, &last.to_string()))
+        let fault = match last.kind() {
+            io::ErrorKind::AddrInUse => BindFault::InUse,
+            _ if Fault::from_io(&last).is_shortage() => BindFault::Shortage,
+            _ => BindFault::Other,
+        };
+        Err(self.registry.bind_failed(&binding, fault, &last.to_string()))
     }
 
     fn say_open(&mut self, key: Key, tunnel: &Tunnel, public: std::net::SocketAddr) {

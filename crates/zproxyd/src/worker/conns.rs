@@ -119,7 +119,10 @@ impl<D: Driver> Worker<D> {
             return;
         }
         #[cfg(all(feature = "sim", debug_assertions))]
-        zproxy_io::sim::mark_step("gateway", &conn.machine.mode(), &input);
+        {
+            zproxy_io::sim::mark_step("gateway", &conn.machine.mode(), &input);
+            tracing::trace!("proxy={} {:?}: {input:?}", conn.proxy, conn.machine.mode());
+        }
         let actions = conn.machine.handle(input);
         for action in actions {
             self.act(key, action);
