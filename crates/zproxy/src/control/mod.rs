@@ -271,14 +271,21 @@ impl<'a, D: Driver> Control<'a, D> {
         }
         self.done = done;
         self.on_time()?;
+        // Before anything is said to the gateway: what it answers to a goodbye with comes after the
+        // letter to stop.
+        self.post();
         self.pump()?;
         if self.is_over() {
             return Ok(false);
         }
+        self.post();
+        Ok(true)
+    }
+
+    fn post(&mut self) {
         for core in &mut self.cores {
             core.sender.send_all(&mut core.letters);
         }
-        Ok(true)
     }
 
     fn on_done(&mut self, done: Done) -> Result<(), Exit> {
@@ -361,7 +368,6 @@ impl<'a, D: Driver> Control<'a, D> {
                 info!("draining, for up to {} s", limit.as_secs_f64());
                 self.phase =
                     Phase::Draining { until: now + limit, next_line: now + PROGRESS_INTERVAL };
-                // In this order: what the gateway sends when it has heard of it comes after the letter.
                 self.tell_all(|| Tell::Drain);
                 self.say_goodbye(limit);
             }
