@@ -303,15 +303,34 @@ impl Liar {
         let mut found = None;
         eventually("a flow starts", ANSWER_DEADLINE, || {
             self.turn();
-            found = self
-                .conns
-                .iter_mut()
-                .position(|(_, conn)| matches!(conn.peek(&mut [0; START_SIZE]), Ok(START_SIZE)));
+            found = self.conns.iter().position(|(_, conn)| has_start(conn));
             found.is_some()
         });
-        let (proxy, mut conn) = self.conns.swap_remove(found.expect("found above"));
-        let mut bytes = [0; START_SIZE];
-        conn.read_exact(&mut bytes).expect("it is there");
-        (proxy, conn, Start::decode(&bytes).expect("a start").expect("a whole start"))
+        take_start(self.conns.swap_remove(found.expect("found above")))
     }
+
+    /// So many proxy_conns on which flows start, each with its `Start`.
+    ///
+    /// # Panics
+    /// When they do not.
+    pub fn await_starts(&mut self, count: usize) -> Vec<(ProxyId, TcpStream, Start)> {
+        let mut started = Vec::with_capacity(count);
+        eventually("flows start", ANSWER_DEADLINE, || {
+            self.turn();
+            let begun = self.conns.extract_if(.., |(_, conn)| has_start(conn));
+            started.extend(begun.map(take_start));
+            started.len() >= count
+        });
+        started
+    }
+}
+
+fn has_start(conn: &TcpStream) -> bool {
+    matches!(conn.peek(&mut [0; START_SIZE]), Ok(START_SIZE))
+}
+
+fn take_start((proxy, mut conn): (ProxyId, TcpStream)) -> (ProxyId, TcpStream, Start) {
+    let mut bytes = [0; START_SIZE];
+    conn.read_exact(&mut bytes).expect("it is there");
+    (proxy, conn, Start::decode(&bytes).expect("a start").expect("a whole start"))
 }

@@ -86,6 +86,13 @@ impl GatewayPlan {
         self
     }
 
+    /// One data core, for limits that each data core has of its own.
+    #[must_use]
+    pub fn one_core(mut self) -> Self {
+        self.cores.truncate(self.cores.find(',').unwrap_or(self.cores.len()));
+        self
+    }
+
     /// No token in the environment.
     #[must_use]
     pub fn without_token(mut self) -> Self {

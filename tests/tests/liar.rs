@@ -5,13 +5,87 @@ use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
 use zproxy_proto::lane::Notice;
-use zproxy_proto::limits::LANE_RENEWALS_MAX;
+use zproxy_proto::limits::{LANE_RENEWALS_MAX, SETTLING_CONNS_MAX};
 use zproxy_proto::wire::Fin;
 use zproxy_tests::liar::{Claim, Liar};
-use zproxy_tests::net::{connect, is_closed};
-use zproxy_tests::{both_backends, eventually};
+use zproxy_tests::net::{connect, echo_once, expect_fin, is_closed};
+use zproxy_tests::stats::Stats;
+use zproxy_tests::world::heavy_turn;
+use zproxy_tests::{LocalServer, both_backends, eventually};
+
+/// Flows that a liar has open at a time.
+const BATCH: usize = 128;
+
+/// Lets flows of a liar end at both ends, and releases none of them: gives their proxy_conns.
+fn never_release(liar: &mut Liar, count: usize) -> Vec<TcpStream> {
+    let mut kept = Vec::with_capacity(count);
+    while kept.len() < count {
+        let visitors = BATCH.min(count - kept.len());
+        let visitors: Vec<_> = (0..visitors).map(|_| connect(liar.public())).collect();
+        for (proxy, conn, start) in liar.await_starts(visitors.len()) {
+            liar.tell(Notice::Fin(Fin { proxy, flow: start.flow, bytes: 0 }));
+            kept.push(conn);
+        }
+        for visitor in visitors {
+            visitor.shutdown(Shutdown::Write).expect("a visitor");
+            expect_fin(&visitor);
+        }
+        assert!(liar.ended.is_none(), "the gateway hung up: {:?}", liar.ended);
+    }
+    kept
+}
+
+/// Takes the proxy_conns out that the gateway has reset.
+fn remove_reset(conns: &mut Vec<TcpStream>) -> usize {
+    let before = conns.len();
+    conns.retain(|conn| match conn.peek(&mut [0]) {
+        Err(why) if why.kind() == ErrorKind::WouldBlock => true,
+        Err(why) if why.kind() == ErrorKind::ConnectionReset => false,
+        other => panic!("neither kept nor reset: {other:?}"),
+    });
+    before - conns.len()
+}
 
 both_backends! {
+    /// A client that never releases hits the bound on settling proxy_conns: of those beyond it the
+    /// oldest are reset, and no others. Its neighbours' flows, old and new, go on meanwhile, and so do
+    /// its own.
+    fn flows_that_are_never_released_are_bounded(world) {
+        const BEYOND: usize = 300;
+        let _turn = heavy_turn();
+        let local = LocalServer::echo();
+        let mut gateway = world.gateway().one_core().start();
+        let neighbour = world.client(&gateway).local(&local.name()).start();
+        let flow = connect(neighbour.public());
+        let neighbours_are_served = |byte: u8| {
+            echo_once(&flow, byte).expect("an echo of an old flow");
+            echo_once(&connect(neighbour.public()), byte).expect("an echo of a new flow");
+        };
+        neighbours_are_served(1);
+        let mut liar = Liar::with_tunnel(&gateway, world.token(), Claim::new(9));
+        let mut first = never_release(&mut liar, SETTLING_CONNS_MAX);
+        assert_eq!(remove_reset(&mut first), 0, "reset below the bound");
+        first.extend(never_release(&mut liar, BEYOND));
+        neighbours_are_served(2);
+        let mut gone = 0;
+        eventually("what is beyond the bound is reset", Duration::from_secs(10), || {
+            gone += remove_reset(&mut first);
+            gone >= BEYOND
+        });
+        // All that is left has been looked at by now, so whatever comes is younger.
+        let mut second = never_release(&mut liar, BEYOND);
+        neighbours_are_served(3);
+        eventually("the oldest make room", Duration::from_secs(10), || {
+            gone += remove_reset(&mut first);
+            gone >= 2 * BEYOND
+        });
+        assert_eq!((gone, remove_reset(&mut second)), (2 * BEYOND, 0));
+        let settling = Stats::of(&mut gateway, 2).cores("settling");
+        assert_eq!(settling, SETTLING_CONNS_MAX as u64);
+        assert_eq!(never_release(&mut liar, 1).len(), 1);
+        neighbours_are_served(4);
+    }
+
     /// A client that never releases a flow does not hold the gateway's descriptor for ever: settling
     /// ends with the half-close deadline.
     fn a_flow_that_is_never_released(world) {
