@@ -131,8 +131,12 @@ struct ListenFlags {
     )]
     proxy_port: Option<Port>,
 
-    /// Address of both ports [default: [::], dual stack; 0.0.0.0 without IPv6]
-    #[arg(long, value_name = "ADDR")]
+    // Not a doc comment, in which the brackets of the address would be a link.
+    #[arg(
+        long,
+        value_name = "ADDR",
+        help = "Address of both ports [default: [::], dual stack; 0.0.0.0 without IPv6]"
+    )]
     bind: Option<BindAddr>,
 
     /// Address on which public ports listen [default: as --bind]
