@@ -1,12 +1,18 @@
 //! Very many visitors at once, and hundreds that have all the time in the world.
 
+use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll;
+use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 use socket2::{Domain, Socket, Type};
 use zproxy_tests::netns::GATEWAY_OUTSIDE;
@@ -94,9 +100,16 @@ impl Visitor {
 /// A LocalServer that answers thousands from one thread.
 struct Host {
     addr: SocketAddr,
-    is_over: Arc<AtomicBool>,
     open: Arc<AtomicUsize>,
+    /// When this end is dropped, the thread hears of it at the other one.
+    _leash: UnixStream,
 }
+
+/// What an event of a host is about, if not the guest of that number.
+const ARRIVAL: u64 = u64::MAX;
+const END: u64 = u64::MAX - 1;
+/// Events that a host takes at a time.
+const EVENTS: usize = 256;
 
 impl Host {
     fn start() -> Self {
@@ -104,68 +117,72 @@ impl Host {
         listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a port");
         listener.listen(4_096).expect("a queue");
         let listener = TcpListener::from(listener);
-        listener.set_nonblocking(true).expect("no waiting");
         let addr = listener.local_addr().expect("its address");
-        let host = Self {
-            addr,
-            is_over: Arc::new(AtomicBool::new(false)),
-            open: Arc::new(AtomicUsize::new(0)),
-        };
-        let (is_over, open) = (Arc::clone(&host.is_over), Arc::clone(&host.open));
-        thread::spawn(move || {
-            let mut guests: Vec<(TcpStream, Vec<u8>)> = Vec::new();
-            while !is_over.load(Ordering::Acquire) {
-                let before = guests.len();
-                while let Ok((conn, _)) = listener.accept() {
-                    conn.set_nonblocking(true).expect("no waiting");
-                    guests.push((conn, Vec::new()));
+        let (leash, end) = UnixStream::pair().expect("two sockets");
+        let open = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&open);
+        thread::spawn(move || host(&listener, &end, &counted));
+        Self { addr, open, _leash: leash }
+    }
+}
+
+/// Serves all guests, until the other end of `end` is dropped.
+fn host(listener: &TcpListener, end: &UnixStream, open: &AtomicUsize) {
+    listener.set_nonblocking(true).expect("no waiting");
+    let poller = epoll::create(epoll::CreateFlags::CLOEXEC).expect("a poller");
+    let heed = |what: BorrowedFd<'_>, number: u64| {
+        let number = epoll::EventData::new_u64(number);
+        epoll::add(&poller, what, number, epoll::EventFlags::IN).expect("it can be waited for");
+    };
+    heed(listener.as_fd(), ARRIVAL);
+    heed(end.as_fd(), END);
+    let mut guests: HashMap<u64, (TcpStream, Vec<u8>)> = HashMap::new();
+    let mut next = 0;
+    let mut events = Vec::with_capacity(EVENTS);
+    loop {
+        events.clear();
+        match epoll::wait(&poller, spare_capacity(&mut events), None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(why) => panic!("waiting for events: {why}"),
+        }
+        for event in &events {
+            match event.data.u64() {
+                END => return,
+                ARRIVAL => {
+                    while let Ok((conn, _)) = listener.accept() {
+                        conn.set_nonblocking(true).expect("no waiting");
+                        heed(conn.as_fd(), next);
+                        guests.insert(next, (conn, Vec::new()));
+                        next += 1;
+                    }
                 }
-                let mut is_busy = guests.len() > before;
-                guests.retain_mut(|(conn, request)| {
-                    let stays = serve(conn, request);
-                    is_busy |= stays != Stay::Waits;
-                    stays != Stay::Leaves
-                });
-                open.store(guests.len(), Ordering::Release);
-                if !is_busy {
-                    thread::sleep(Duration::from_millis(2));
+                number => {
+                    let (conn, request) = guests.get_mut(&number).expect("a guest who is there");
+                    if !serve(conn, request) {
+                        guests.remove(&number);
+                    }
                 }
             }
-        });
-        host
+        }
+        open.store(guests.len(), Ordering::Release);
     }
 }
 
-impl Drop for Host {
-    fn drop(&mut self) {
-        self.is_over.store(true, Ordering::Release);
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stay {
-    Waits,
-    Acted,
-    Leaves,
-}
-
-fn serve(conn: &mut TcpStream, request: &mut Vec<u8>) -> Stay {
+/// Reads what a guest has said, and answers when that is a whole request; false when he is gone.
+fn serve(conn: &mut TcpStream, request: &mut Vec<u8>) -> bool {
     let mut buf = [0; REQUEST_SIZE];
     match conn.read(&mut buf[..]) {
-        Ok(0) => Stay::Leaves,
+        Ok(0) => false,
         Ok(n) => {
             request.extend_from_slice(&buf[..n]);
             if let Ok(number) = <[u8; REQUEST_SIZE]>::try_from(&request[..]) {
                 let pattern = Pattern::new(u64::from_be_bytes(number), Direction::Down);
                 // Far less than an empty send buffer takes.
-                if conn.write_all(pattern.at(0, ANSWER_SIZE)).is_err() {
-                    return Stay::Leaves;
-                }
+                return conn.write_all(pattern.at(0, ANSWER_SIZE)).is_ok();
             }
-            Stay::Acted
+            true
         }
-        Err(why) if why.kind() == ErrorKind::WouldBlock => Stay::Waits,
-        Err(_) => Stay::Leaves,
+        Err(why) => why.kind() == ErrorKind::WouldBlock,
     }
 }
 

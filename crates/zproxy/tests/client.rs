@@ -265,7 +265,7 @@ fn a_lane_with_nonsense_is_closed() {
         world.next_lane(&ctl);
         local.write_all(b"y").unwrap();
         expect(&mut proxy.stream, b"y");
-        assert!(world.log().contains("Fin with a number out of range"), "{}", world.log());
+        world.await_log("Fin with a number out of range");
     });
 }
 
@@ -310,7 +310,7 @@ fn refusals_end_the_client() {
         ctl.session.refuse(RefusedCode::BadToken, "who are you");
         ctl.flush();
         assert_eq!(world.wait().code(), Some(3));
-        assert!(world.log().contains("who are you"), "{}", world.log());
+        world.await_log("who are you");
 
         let mut world = World::start(backend, free_address());
         let mut ctl = world.accept();
@@ -323,7 +323,7 @@ fn refusals_end_the_client() {
         ctl.session.tunnel_refused(TunnelRefused { name, code, reason: "not yours".into() });
         ctl.flush();
         assert_eq!(world.wait().code(), Some(3));
-        assert!(world.log().contains("not yours"), "{}", world.log());
+        world.await_log("not yours");
     });
 }
 

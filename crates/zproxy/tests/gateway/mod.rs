@@ -1,6 +1,6 @@
 //! A gateway in the hands of a test: it does nothing by itself and says only what it is told to.
 
-use std::fs;
+use std::cell::RefCell;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
@@ -39,7 +39,10 @@ pub(crate) struct World {
     pub(crate) client: Child,
     /// Lines of its stdout.
     pub(crate) lines: Receiver<String>,
-    dir: TempDir,
+    /// Lines of its stderr, and those that were taken from there.
+    log_lines: Receiver<String>,
+    logged: RefCell<String>,
+    _dir: TempDir,
     ctl_listener: TcpListener,
     proxy_listener: TcpListener,
     lane: Option<Lane>,
@@ -54,12 +57,19 @@ impl World {
         let proxy_listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let server = ctl_listener.local_addr().unwrap();
         let mut client = start_client(backend, dir.path(), server, local);
-        let out = BufReader::new(client.stdout.take().unwrap());
-        let (tell, lines) = mpsc::channel();
-        std::thread::spawn(move || {
-            out.lines().map_while(Result::ok).try_for_each(|line| tell.send(line))
-        });
-        Self { client, lines, dir, ctl_listener, proxy_listener, lane: None, sessions: 0 }
+        let lines = lines_of(client.stdout.take().unwrap());
+        let log_lines = lines_of(client.stderr.take().unwrap());
+        Self {
+            client,
+            lines,
+            log_lines,
+            logged: RefCell::default(),
+            _dir: dir,
+            ctl_listener,
+            proxy_listener,
+            lane: None,
+            sessions: 0,
+        }
     }
 
     /// The next line on stdout.
@@ -67,17 +77,27 @@ impl World {
         self.lines.recv_timeout(PATIENCE).expect("a line on stdout")
     }
 
-    /// What it has logged.
-    pub(crate) fn log(&self) -> String {
-        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    /// Everything that it has logged, once it has ended.
+    fn log(&self) -> String {
+        while self.take_log_line(PATIENCE) {}
+        self.logged.borrow().clone()
+    }
+
+    /// Waits for a line of its log; false when there is none in time, or none any more.
+    fn take_log_line(&self, within: Duration) -> bool {
+        let Ok(line) = self.log_lines.recv_timeout(within) else { return false };
+        let mut logged = self.logged.borrow_mut();
+        logged.push_str(&line);
+        logged.push('\n');
+        true
     }
 
     /// Waits until it has logged this.
     pub(crate) fn await_log(&self, text: &str) {
         let until = Instant::now() + PATIENCE;
-        while !self.log().contains(text) {
-            assert!(Instant::now() < until, "it never logged {text:?}");
-            std::thread::sleep(Duration::from_millis(5));
+        while !self.logged.borrow().contains(text) {
+            let is_more = self.take_log_line(until.saturating_duration_since(Instant::now()));
+            assert!(is_more, "it never logged {text:?}");
         }
     }
 
@@ -214,8 +234,16 @@ impl Drop for World {
     }
 }
 
+/// The lines of a stream, as they come.
+fn lines_of(stream: impl Read + Send + 'static) -> Receiver<String> {
+    let (tell, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        BufReader::new(stream).lines().map_while(Result::ok).try_for_each(|line| tell.send(line))
+    });
+    lines
+}
+
 fn start_client(backend: &str, dir: &Path, server: SocketAddr, local: SocketAddr) -> Child {
-    let log = fs::File::create(dir.join("log")).unwrap();
     Command::new(env!("CARGO_BIN_EXE_zproxy"))
         .args(["--server", &server.to_string(), "--local", &local.to_string(), "--name", "web"])
         .args(["--backend", backend, "--work_thread_nums=1", "--log-level", "trace"])
@@ -224,7 +252,7 @@ fn start_client(backend: &str, dir: &Path, server: SocketAddr, local: SocketAddr
         .env("ZPROXY_TOKEN", TOKEN)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(log)
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap()
 }
