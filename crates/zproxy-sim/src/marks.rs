@@ -58,6 +58,7 @@ pub const REQUIRED: &[&str] = &[
     "session_over",
     "taken_over",
     "waiting",
+    "waiting_list_full",
     // What happened to proxy_conns, by end, mode and event.
     "client.Aborting.LaneLost",
     "client.Aborting.InBandEof",

@@ -4,9 +4,14 @@ use std::time::Duration;
 
 use zproxy_io::Fault;
 use zproxy_io::sim::{Random, Weather};
+use zproxy_proto::limits::WAITING_PUBLICS_MAX;
 
 use crate::programs::Times;
 use crate::script::Script;
+
+/// One run of so many has a flood instead of other troubles: it takes a hundred times as long.
+const FLOOD_EVERY: u64 = 160;
+const FLOOD_AT: u64 = 79;
 
 /// Something that goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,7 +128,13 @@ impl Plan {
             visits,
             troubles: Vec::new(),
         };
-        plan.draw_troubles(random, seed, length, clients);
+        if seed % FLOOD_EVERY == FLOOD_AT {
+            plan.owners = vec![0; 3];
+            plan.gateway_cores = 1;
+            plan.troubles = plan.flood(0, millis(random, 0, length.as_millis() as u64));
+        } else {
+            plan.draw_troubles(random, seed, length, clients);
+        }
         plan
     }
 
@@ -145,6 +156,19 @@ impl Plan {
             self.troubles.push((at, trouble));
         }
         self.troubles.sort_by_key(|(at, _)| *at);
+    }
+
+    /// More visitors at once than may wait for proxy_conns of one client: they come to all its tunnels
+    /// while the gateway is not scheduled, and it accepts what the kernel has queued in one turn.
+    pub(crate) fn flood(&self, client: usize, at: Duration) -> Vec<(Duration, Trouble)> {
+        let freeze = Trouble::Freeze { who: None, time: Duration::from_secs(3) };
+        let tunnels = self.owners.iter().enumerate().filter(|(_, owner)| **owner == client);
+        let tunnels: Vec<usize> = tunnels.map(|(tunnel, _)| tunnel).collect();
+        // A queue of the kernel holds 4,096.
+        let visitors = (WAITING_PUBLICS_MAX + 1_000) / tunnels.len();
+        let soon = at + Duration::from_millis(100);
+        let crowd = |tunnel| (soon, Trouble::Crowd { tunnel, visitors });
+        std::iter::once((at, freeze)).chain(tunnels.into_iter().map(crowd)).collect()
     }
 
     fn draw_trouble(&self, random: &mut Random, clients: usize) -> Trouble {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use zproxy_io::sim::Weather;
+use zproxy_proto::limits::WAITING_PUBLICS_MAX;
 
 use crate::Options;
 use crate::plan::{Plan, Trouble, Visit};
@@ -109,6 +110,26 @@ fn a_crowd_is_served() {
         if cfg!(debug_assertions) {
             let has = |mark| report.marks.get(mark).is_some_and(|count| *count > 0);
             assert!(has("accept_paused") && has("accept_resumed"), "seed {seed}: no pause");
+        }
+    }
+}
+
+/// More visitors within a moment than may wait at all: the gateway is not scheduled while the queues of
+/// three listeners fill, and accepts all of them in one turn. Who finds no place is reset and counted;
+/// everybody else is served.
+#[test]
+fn a_flood_is_served_as_far_as_there_is_room() {
+    for seed in 0..2 {
+        let mut plan = calm();
+        plan.owners = vec![0; 3];
+        plan.troubles = plan.flood(0, 500 * MS);
+        let report = run_plan(seed, &plan, &Options::default());
+        let report = report.unwrap_or_else(|why| panic!("{seed}: {why}"));
+        let [clean, failed, _] = report.flows;
+        assert!(clean >= WAITING_PUBLICS_MAX && failed > 0, "seed {seed}: {report:?}");
+        if cfg!(debug_assertions) {
+            let refused = report.marks["waiting_list_full"];
+            assert_eq!(refused, failed as u64, "seed {seed}: {report:?}");
         }
     }
 }
