@@ -23,6 +23,8 @@ struct Conn {
     head: Vec<u8>,
     next_write: Duration,
     next_read: Duration,
+    /// Until when it rests, once it has what it answers to.
+    rest_until: Option<Duration>,
     reminded: Option<Duration>,
 }
 
@@ -259,6 +261,12 @@ impl Crowd {
             if side.has_shut || !may_write {
                 return None;
             }
+            if conn.who == Who::Service {
+                let rested = *conn.rest_until.get_or_insert(self.world.now() + script.rest);
+                if !conn.is_time(&self.world, sock, rested) {
+                    return None;
+                }
+            }
             if side.sent == total {
                 if fin == Fin::WhenDone || side.has_heard {
                     self.ledger.flow(flow).side(conn.who).has_shut = true;
@@ -300,7 +308,8 @@ impl Conn {
     fn new(flow: Option<u32>, who: Who, tunnel: usize) -> Self {
         let (next_write, next_read) = (Duration::ZERO, Duration::ZERO);
         let (is_open, head, reminded) = (who == Who::Service, Vec::new(), None);
-        Self { flow, who, tunnel, is_open, head, next_write, next_read, reminded }
+        let rest_until = None;
+        Self { flow, who, tunnel, is_open, head, next_write, next_read, rest_until, reminded }
     }
 
     /// Whether it is time for something; if not, it will be remembered.

@@ -75,6 +75,8 @@ pub(crate) struct Ledger {
     harms: Vec<Harm>,
     /// Services' connections that ended without a byte.
     pub(crate) silent: u64,
+    /// Half-closed flows in which nothing moves for so long do not go on.
+    pub(crate) half_close: Option<Duration>,
     pub(crate) marks: BTreeMap<&'static str, u64>,
 }
 
@@ -174,6 +176,11 @@ impl Ledger {
         let Some(end) = flow.visitor.end else { return Err("it did not end".into()) };
         if flow.is_met && flow.service.end.is_none() {
             return Err("it did not end for its service".into());
+        }
+        if self.half_close.is_some_and(|limit| flow.script.rest > limit) {
+            let is_failed = |side: &Side| matches!(side.end, Some(End::Failed(_)));
+            let is_over = is_failed(&flow.visitor) && is_failed(&flow.service);
+            return if is_over { Ok(()) } else { Err("it outlived the half-close limit".into()) };
         }
         let is_mute = flow.script.up == 0;
         let is_clean = end == End::Clean && (is_mute || flow.service.end == Some(End::Clean));

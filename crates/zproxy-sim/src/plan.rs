@@ -4,14 +4,18 @@ use std::time::Duration;
 
 use zproxy_io::Fault;
 use zproxy_io::sim::{Random, Weather};
-use zproxy_proto::limits::WAITING_PUBLICS_MAX;
+use zproxy_proto::limits::{DEAD_AFTER, WAITING_PUBLICS_MAX};
 
 use crate::programs::Times;
 use crate::script::Script;
 
-/// One run of so many has a flood instead of other troubles: it takes a hundred times as long.
+/// One run of so many has a flood instead of other troubles: it takes many times as long.
 const FLOOD_EVERY: u64 = 160;
 const FLOOD_AT: u64 = 79;
+/// One run of 16 has a limit for half-closed flows, and another one a short limit for owed
+/// acknowledgements.
+const HALF_CLOSED: u64 = 3;
+const DARK: u64 = 7;
 
 /// Something that goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +124,7 @@ impl Plan {
                 grace: Duration::from_secs(if random.chance(500) { 20 } else { 60 }),
                 drain: Duration::from_secs(5),
                 half_close: None,
+                dead_after: DEAD_AFTER,
             },
             gateway_cores: 1 + usize::from(random.chance(400)),
             client_cores: 1 + usize::from(random.chance(400)),
@@ -128,14 +133,56 @@ impl Plan {
             visits,
             troubles: Vec::new(),
         };
-        if seed % FLOOD_EVERY == FLOOD_AT {
-            plan.owners = vec![0; 3];
-            plan.gateway_cores = 1;
-            plan.troubles = plan.flood(0, millis(random, 0, length.as_millis() as u64));
-        } else {
-            plan.draw_troubles(random, seed, length, clients);
+        match seed % 16 {
+            _ if seed % FLOOD_EVERY == FLOOD_AT => {
+                plan.owners = vec![0; 3];
+                plan.gateway_cores = 1;
+                plan.troubles = plan.flood(0, millis(random, 0, length.as_millis() as u64));
+            }
+            HALF_CLOSED => plan.draw_half_closed(random, length),
+            DARK => {
+                plan.draw_troubles(random, seed, length, clients);
+                plan.draw_darkness(random, length, clients);
+            }
+            _ => plan.draw_troubles(random, seed, length, clients),
         }
         plan
+    }
+
+    /// No trouble, but half-closed flows in which nothing moves: for half of the limit at most, or for
+    /// much longer than it.
+    fn draw_half_closed(&mut self, random: &mut Random, length: Duration) {
+        let limit = millis(random, 10_000, 20_000);
+        self.times.half_close = Some(limit);
+        for _ in 0..random.between(2, 8) {
+            let is_over = random.chance(500);
+            let rest = if is_over { limit + millis(random, 10_000, 15_000) } else { limit / 2 };
+            let at = millis(random, 0, length.as_millis() as u64);
+            let tunnel = random.place(self.owners.len());
+            self.visits.push(Visit { at, tunnel, script: Script::half_closed(rest) });
+        }
+    }
+
+    /// For longer than who is behind it is waited for, a path is dark on which something is under way.
+    fn draw_darkness(&mut self, random: &mut Random, length: Duration, clients: usize) {
+        self.times.dead_after = millis(random, 3_000, 8_000);
+        let (client, time) = (random.place(clients), millis(random, 15_000, 40_000));
+        let at = millis(random, 300, length.as_millis() as u64);
+        let trouble = if random.chance(500) {
+            Trouble::Partition { client, way: random.place(3), time }
+        } else {
+            Trouble::DarkenProxyConn { client, side: random.place(2), time }
+        };
+        self.troubles.push((at, trouble));
+        self.troubles.sort_by_key(|(at, _)| *at);
+        let mut script = Script::plain(60_000, 60_000);
+        for pace in [&mut script.visitor, &mut script.service] {
+            (pace.write, pace.write_pause) = (2_000, Duration::from_millis(30));
+        }
+        for tunnel in (0..self.owners.len()).cycle().take(6) {
+            let at = at.saturating_sub(millis(random, 50, 300));
+            self.visits.push(Visit { at, tunnel, script });
+        }
     }
 
     /// Byte by byte nobody gets far in a short time.

@@ -53,6 +53,7 @@ pub(crate) struct Times {
     pub(crate) grace: Duration,
     pub(crate) drain: Duration,
     pub(crate) half_close: Option<Duration>,
+    pub(crate) dead_after: Duration,
 }
 
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -69,6 +70,7 @@ impl Settings {
         };
         gateway.flow.drain_timeout = times.drain;
         gateway.flow.half_close_timeout = times.half_close;
+        gateway.flow.dead_after = Some(times.dead_after);
         gateway.heartbeat.interval = HEARTBEAT;
         gateway.heartbeat.deadline = HEARTBEAT_DEADLINE;
         gateway.grace = times.grace;
@@ -79,6 +81,7 @@ impl Settings {
         };
         client.flow.drain_timeout = times.drain;
         client.flow.half_close_timeout = times.half_close;
+        client.flow.dead_after = Some(times.dead_after);
         client.heartbeat = gateway.heartbeat;
         client.connect_timeout = CONNECT_TIMEOUT;
         if is_named {

@@ -144,6 +144,7 @@ impl<'a> Run<'a> {
         let visitors = world.spawn(Ipv4Addr::new(10, 0, 3, 1).into());
         let services = world.spawn(service_at(0).ip());
         let mut crowd = Crowd::new(world.clone(), visitors, services);
+        crowd.ledger.half_close = plan.times.half_close;
         for tunnel in 0..plan.owners.len() {
             crowd.open_service(service_at(tunnel));
         }
@@ -382,6 +383,17 @@ impl<'a> Run<'a> {
         self.crowd.ledger.harm(now, now + time, breaks);
     }
 
+    /// A path is dark for some time, which is felt for some time more. If the programs may give up who
+    /// is behind it, flows end that were there before.
+    fn harm_in_the_dark(&mut self, time: Duration, more: Duration) {
+        let second = Duration::from_secs(1);
+        if time + second < self.plan.times.dead_after {
+            self.harm(time + more, Breaks::Starters);
+        } else {
+            self.harm(time + more.max(10 * second), Breaks::All);
+        }
+    }
+
     fn make(&mut self, trouble: Trouble) {
         let now = self.world.now();
         // A heartbeat may not have noticed it yet when it is over.
@@ -412,7 +424,7 @@ impl<'a> Run<'a> {
                 }
             }
             Trouble::DarkenProxyConn { client, side, time } => {
-                self.harm(time, Breaks::Starters);
+                self.harm_in_the_dark(time, seconds(0));
                 if let Some(conn) = self.conn_of(client, PROXY_PORT) {
                     self.crowd.ledger.mark("trouble.darken_proxy_conn");
                     self.world.darken_conn(conn, side, now + time);
@@ -420,7 +432,7 @@ impl<'a> Run<'a> {
             }
             Trouble::Partition { client, way, time } => {
                 self.crowd.ledger.mark("trouble.partition");
-                self.harm(time + seconds(40), Breaks::Starters);
+                self.harm_in_the_dark(time, seconds(40));
                 let (gateway, client) = (gateway_ip(), client_ip(client));
                 if way != 1 {
                     self.world.cut(gateway, client, now + time);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use zproxy_io::sim::Weather;
-use zproxy_proto::limits::WAITING_PUBLICS_MAX;
+use zproxy_proto::limits::{DEAD_AFTER, WAITING_PUBLICS_MAX};
 
 use crate::Options;
 use crate::plan::{Plan, Trouble, Visit};
@@ -19,7 +19,7 @@ fn calm() -> Plan {
     let (grace, drain) = (Duration::from_secs(20), Duration::from_secs(5));
     Plan {
         weather,
-        times: Times { grace, drain, half_close: None },
+        times: Times { grace, drain, half_close: None, dead_after: DEAD_AFTER },
         gateway_cores: 1,
         client_cores: 1,
         owners: vec![0],
@@ -131,5 +131,54 @@ fn a_flood_is_served_as_far_as_there_is_room() {
             let refused = report.marks["waiting_list_full"];
             assert_eq!(refused, failed as u64, "seed {seed}: {report:?}");
         }
+    }
+}
+
+/// A path on which an answer is under way is dark: long before it is bright again the flow is given up by
+/// the end that waits for an acknowledgement. An outage that is shorter than that harms nobody.
+#[test]
+fn a_dark_path_is_given_up() {
+    let mut given_up = [0; 2];
+    for (seed, side) in (0..12).map(|seed| (seed, seed as usize % 2)) {
+        for (time, is_too_long) in [(60_000 * MS, true), (4_000 * MS, false)] {
+            let mut plan = calm();
+            plan.times.dead_after = 6_000 * MS;
+            let mut script = Script::plain(60_000, 60_000);
+            for pace in [&mut script.visitor, &mut script.service] {
+                (pace.write, pace.write_pause) = (1_000, 20 * MS);
+            }
+            plan.visits = visits(500 * MS, 10 * MS, 3);
+            plan.visits.iter_mut().for_each(|visit| visit.script = script);
+            let dark = Trouble::DarkenProxyConn { client: 0, side, time };
+            plan.troubles = vec![(1_000 * MS, dark)];
+            let report = run_plan(seed, &plan, &Options::default());
+            let report = report.unwrap_or_else(|why| panic!("{seed}: {why}"));
+            assert!(report.flows[1] <= 1, "seed {seed}: {report:?}");
+            assert!(is_too_long || report.flows[1] == 0, "seed {seed}: {report:?}");
+            for (count, mark) in given_up.iter_mut().zip(["gateway.dead_path", "client.dead_path"])
+            {
+                *count += report.marks.get(mark).copied().unwrap_or(0);
+            }
+        }
+    }
+    if cfg!(debug_assertions) {
+        assert!(given_up.iter().all(|count| *count > 0), "{given_up:?}");
+    }
+}
+
+/// A half-closed flow in which nothing moves is reset at its limit, and not before.
+#[test]
+fn a_half_closed_flow_has_its_limit() {
+    for seed in 0..6 {
+        let mut plan = calm();
+        plan.times.half_close = Some(10_000 * MS);
+        let rests = [0, 5_000, 9_500, 14_000, 30_000];
+        plan.visits = visits(500 * MS, 100 * MS, 5);
+        for (visit, rest) in plan.visits.iter_mut().zip(rests) {
+            visit.script = Script::half_closed(rest * MS);
+        }
+        let report = run_plan(seed, &plan, &Options::default());
+        let report = report.unwrap_or_else(|why| panic!("{seed}: {why}"));
+        assert_eq!(report.flows[1], 2, "seed {seed}: {report:?}");
     }
 }

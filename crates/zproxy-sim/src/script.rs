@@ -45,8 +45,10 @@ pub(crate) struct Script {
     pub(crate) down: u64,
     pub(crate) visitor_fin: Fin,
     pub(crate) service_fin: Fin,
-    /// The service answers when it has read so much.
+    /// The service answers when it has read so much …
     pub(crate) answer_after: u64,
+    /// … and has rested for so long.
+    pub(crate) rest: Duration,
     pub(crate) visitor: Pace,
     pub(crate) service: Pace,
     /// This end resets the connection when it has read and written so many bytes.
@@ -90,10 +92,16 @@ impl Script {
             visitor_fin: Fin::WhenDone,
             service_fin: Fin::WhenDone,
             answer_after: HEAD_SIZE,
+            rest: Duration::ZERO,
             visitor: Pace::brisk(),
             service: Pace::brisk(),
             abort: None,
         }
+    }
+
+    /// A question, its FIN, and an answer of which nothing comes for so long.
+    pub(crate) fn half_closed(rest: Duration) -> Self {
+        Self { answer_after: 300, rest, ..Self::plain(300, 2_000) }
     }
 
     /// Some flow, with at most so many bytes each way.
@@ -125,6 +133,7 @@ impl Script {
         });
         let visitor = Pace::drawn(random, up.max(down));
         let service = Pace::drawn(random, up.max(down));
-        Self { up, down, visitor_fin, service_fin, answer_after, visitor, service, abort }
+        let rest = Duration::ZERO;
+        Self { up, down, visitor_fin, service_fin, answer_after, rest, visitor, service, abort }
     }
 }

@@ -253,6 +253,68 @@ fn a_gap_loses_resets_only() {
     assert_eq!(scene.read(far).1, Read::Failed(Fault::Reset));
 }
 
+/// What is known of a far end: who has acknowledged everything owes nothing, however long ago that was;
+/// bytes and a FIN on a dark way are owed until they have come, and so are the probes of a closed window,
+/// which on a bright way are answered.
+#[test]
+fn a_far_end_owes_what_it_has_not_acknowledged() {
+    let buffers = (1000, 1000);
+    let weather = Weather {
+        latency_min: 5 * MS,
+        latency_max: 5 * MS,
+        send_buffer: buffers,
+        receive_buffer: buffers,
+        ..Weather::fair()
+    };
+    for (side, is_full) in [(0, false), (1, false), (0, true), (1, true)] {
+        let mut scene = Scene::new(10, weather.clone());
+        let (near, far) = scene.pair();
+        let told = |scene: &Scene| scene.driver.far_end(near).expect("it is connected");
+        assert!(!told(&scene).owes, "nothing was said");
+        let size = if is_full { 1_500 } else { 500 };
+        scene.submit(Op::Send { sock: near, buf: vec![7; size] });
+        scene.pass(2 * MS);
+        assert!(told(&scene).owes, "it is under way");
+        scene.pass(20_000 * MS);
+        let quiet = told(&scene);
+        assert!(!quiet.owes && quiet.silence > 19_000 * MS, "{quiet:?} side={side} full={is_full}");
+        let conns = scene.world.conns_to(at(1));
+        scene.world.darken_conn(conns[0], side, scene.world.now() + 60_000 * MS);
+        if !is_full {
+            scene.driver.shutdown_write(near);
+        }
+        scene.pass(30_000 * MS);
+        let dark = told(&scene);
+        assert!(dark.owes && dark.silence > 49_000 * MS, "{dark:?} side={side} full={is_full}");
+        scene.pass(31_000 * MS);
+        let bright = told(&scene);
+        assert!(!bright.owes, "{bright:?} side={side} full={is_full}");
+        assert_eq!(scene.read(far).0, vec![7; if is_full { 1_000 } else { 500 }]);
+    }
+}
+
+/// Nothing under way: a keep-alive gives a dark connection up. Something under way: none is sent, and the
+/// kernel tries for a quarter of an hour.
+#[test]
+fn keep_alive_rests_while_something_is_owed() {
+    for is_owing in [false, true] {
+        let mut scene = Scene::new(11, Weather::fair());
+        let (near, _far) = scene.pair();
+        let watch = scene.submit(Op::Watch { sock: near });
+        let conns = scene.world.conns_to(at(1));
+        scene.world.darken_conn(conns[0], 0, scene.world.now() + 2_000_000 * MS);
+        if is_owing {
+            scene.run(Op::Send { sock: near, buf: b"lost".to_vec() });
+        }
+        scene.pass(100_000 * MS);
+        let hangup = scene.take(watch);
+        assert_eq!(hangup.is_none(), is_owing, "{hangup:?}");
+        scene.pass(900_000 * MS);
+        let hangup = hangup.or_else(|| scene.take(watch));
+        assert!(matches!(hangup, Some(Outcome::Hangup(Some(Fault::TimedOut)))), "{hangup:?}");
+    }
+}
+
 /// Dials fail as they do: refused without a listener, unreachable without a machine, and timed out,
 /// after minutes, without an answer.
 #[test]

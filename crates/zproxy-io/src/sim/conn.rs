@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::{Ending, Fault};
+use crate::{Ending, FarEnd, Fault};
 
 use super::kernel::{ConnId, Event, Kernel, Kind, Owner, SockId};
 
@@ -17,6 +17,8 @@ const KEEPALIVE: Duration = Duration::from_secs(70);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 /// An orphan whose peer does not end its direction is given up after so long.
 const ORPHAN_TIME: Duration = Duration::from_secs(60);
+/// Bytes that are not acknowledged are given up after so long, as with `tcp_retries2` = 15.
+const RETRANSMIT_TIME: Duration = Duration::from_secs(924);
 
 #[derive(Debug)]
 pub(super) enum Segment {
@@ -49,8 +51,28 @@ pub(super) struct End {
     fin_sent: bool,
     fin_seen: bool,
     pub(super) fault: Option<Fault>,
+    acks: Acks,
     /// Nothing of the connection is left here: whatever arrives is answered with RST.
     pub(super) is_gone: bool,
+}
+
+/// What an end knows of what has come to the other one. Counts are of bytes and FINs in segments.
+#[derive(Debug)]
+struct Acks {
+    sent: u64,
+    sent_at: Duration,
+    /// That have come here.
+    heard: u64,
+    acked: u64,
+    acked_at: Duration,
+    /// The last acknowledgement was lost; it is asked for again until then.
+    again_at: Option<Duration>,
+}
+
+impl Acks {
+    fn new(now: Duration) -> Self {
+        Self { sent: 0, sent_at: now, heard: 0, acked: 0, acked_at: now, again_at: None }
+    }
 }
 
 /// A connection. Side 0 dialled.
@@ -88,7 +110,12 @@ pub enum Write {
 }
 
 impl End {
-    fn new(sock: Option<SockId>, addr: SocketAddr, send_max: usize, recv_max: usize) -> Self {
+    fn new(
+        sock: Option<SockId>,
+        addr: SocketAddr,
+        (send_max, recv_max): (usize, usize),
+        now: Duration,
+    ) -> Self {
         Self {
             sock,
             addr,
@@ -104,6 +131,7 @@ impl End {
             fin_sent: false,
             fin_seen: false,
             fault: None,
+            acks: Acks::new(now),
             is_gone: false,
         }
     }
@@ -132,8 +160,8 @@ impl Kernel {
         }
         let id = self.conns.len();
         let ends = [
-            End::new(Some(dialler), from, sizes[0], sizes[1]),
-            End::new(None, to, sizes[2], sizes[3]),
+            End::new(Some(dialler), from, (sizes[0], sizes[1]), self.now),
+            End::new(None, to, (sizes[2], sizes[3]), self.now),
         ];
         let flights = [VecDeque::new(), VecDeque::new()];
         let conn = Conn { ends, flights, dark: [Duration::ZERO; 2] };
@@ -311,6 +339,12 @@ impl Kernel {
 
     fn launch(&mut self, conn: ConnId, to: usize, segment: Segment) {
         let at = self.now + self.latency();
+        let now = self.now;
+        if !matches!(segment, Segment::Rst) {
+            let acks = &mut self.conn(conn).ends[1 - to].acks;
+            acks.sent += 1;
+            acks.sent_at = now;
+        }
         let flight = &mut self.conn(conn).flights[to];
         let at = flight.back().map_or(at, |(last, _)| at.max(*last));
         flight.push_back((at, segment));
@@ -382,6 +416,7 @@ impl Kernel {
                     return self.answer_with_reset(conn, to);
                 }
                 end.recv.extend(bytes);
+                self.acknowledge(conn, to);
                 self.wake(conn, to);
             }
             Segment::Fin => {
@@ -389,10 +424,49 @@ impl Kernel {
                     return self.answer_with_reset(conn, to);
                 }
                 end.fin_seen = true;
+                self.acknowledge(conn, to);
                 self.wake(conn, to);
                 self.finish_orphan(conn, to);
             }
         }
+    }
+
+    /// Something has come here: this end says so, and the segment said what has come to the other end.
+    fn acknowledge(&mut self, conn: ConnId, to: usize) {
+        self.conn(conn).ends[to].acks.heard += 1;
+        self.hear_ack(conn, to, self.now);
+        match self.darkness(conn, 1 - to) {
+            None => self.hear_ack(conn, 1 - to, self.now),
+            until => self.conn(conn).ends[1 - to].acks.again_at = until,
+        }
+    }
+
+    /// An end learns what has come to the other one.
+    fn hear_ack(&mut self, conn: ConnId, side: usize, at: Duration) {
+        let it = self.conn(conn);
+        let heard = it.ends[1 - side].acks.heard;
+        let acks = &mut it.ends[side].acks;
+        acks.acked = heard;
+        acks.acked_at = at;
+        acks.again_at = None;
+    }
+
+    /// What an end can tell of the other one: see [`crate::Driver::far_end`].
+    pub(super) fn far_end(&mut self, (conn, side): (ConnId, usize)) -> FarEnd {
+        let now = self.now;
+        let is_deaf = self.darkness(conn, side).is_some();
+        let is_dark = is_deaf || self.darkness(conn, 1 - side).is_some();
+        let again_at = self.conn(conn).ends[side].acks.again_at;
+        if let Some(at) = again_at.filter(|at| *at <= now && !is_deaf) {
+            self.hear_ack(conn, side, at);
+        }
+        let end = &self.conn(conn).ends[side];
+        let acks = &end.acks;
+        // In the dark everything is sent again and again, and a closed window is probed.
+        let is_unanswered = is_dark || acks.sent_at >= acks.acked_at;
+        let is_probing = is_dark && !end.send.is_empty();
+        let owes = !end.is_gone && ((acks.acked < acks.sent && is_unanswered) || is_probing);
+        FarEnd { owes, silence: now - acks.acked_at }
     }
 
     fn answer_with_reset(&mut self, conn: ConnId, to: usize) {
@@ -419,12 +493,18 @@ impl Kernel {
             return;
         }
         let is_dark = self.darkness(conn, 1 - side).or(self.darkness(conn, side)).is_some();
-        let it = self.conn(conn);
-        if !is_dark && !it.ends[1 - side].is_gone {
+        if !is_dark && !self.conn(conn).ends[1 - side].is_gone {
             return;
         }
+        // While something is on its way no keep-alive is sent: it is sent again, for a long time.
+        let far = self.far_end((conn, side));
+        if is_dark && far.owes && far.silence < RETRANSMIT_TIME {
+            self.count("keepalive_rests");
+            let at = self.now + KEEPALIVE_IDLE;
+            return self.at(at, Event::Probe { conn, side });
+        }
         let fault = if is_dark { Fault::TimedOut } else { Fault::Reset };
-        let end = &mut it.ends[side];
+        let end = &mut self.conn(conn).ends[side];
         end.fault.get_or_insert(fault);
         end.is_gone = true;
         end.send.clear();

@@ -26,7 +26,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::{
-    Done, Doorbell, Driver, DriverLost, Ending, Fault, ListenOptions, Op, Sock, Stats, Token,
+    Done, Doorbell, Driver, DriverLost, Ending, FarEnd, Fault, ListenOptions, Op, Sock, Stats,
+    Token,
 };
 
 pub use conn::{Read, Write};
@@ -439,6 +440,13 @@ impl Driver for Sim {
 
     fn shutdown_write(&mut self, sock: Sock) {
         self.kernel.borrow_mut().shutdown_write(self.driver, sock);
+    }
+
+    fn far_end(&self, sock: Sock) -> Option<FarEnd> {
+        let mut kernel = self.kernel.borrow_mut();
+        let id = kernel.id(self.driver, sock)?;
+        let stream = kernel.stream(id)?;
+        Some(kernel.far_end(stream))
     }
 
     fn take_now(&mut self, from: Sock, buf: &mut Vec<u8>, max: usize) -> usize {

@@ -184,6 +184,7 @@ impl<D: Driver> Worker<D> {
         let is_dead = |lane: &mut LaneConn| lane.path.is_dead(driver, lane.line.sock(), limit, now);
         let dead = open.filter_map(|(key, lane)| is_dead(lane).then_some(key));
         for key in dead.collect::<Vec<_>>() {
+            mark!("client.dead_lane");
             self.lose_lane(key, "the gateway acknowledges nothing");
         }
     }

@@ -404,15 +404,18 @@ impl<D: Driver> Worker<D> {
             }
         }
         for conn in overdue {
+            mark!("client.overdue");
             self.handle(conn, Input::Deadline);
         }
         for (key, conn, end) in dead {
+            mark!("client.dead_path");
             if let Some(local) = self.flows.get(key) {
                 debug!("flow={} {end:?} end acknowledges nothing", local.id());
             }
             self.on_heard(key, conn, Heard::Failed(end, Fault::TimedOut));
         }
         for conn in self.look_at_resting(now) {
+            mark!("client.dead_path_at_rest");
             self.handle(conn, Input::ProxyFailed);
         }
         self.look_at_lanes(now);

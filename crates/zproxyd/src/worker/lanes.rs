@@ -157,6 +157,7 @@ impl<D: Driver> Worker<D> {
         let is_dead = |lane: &mut LaneConn| lane.path.is_dead(driver, lane.line.sock(), limit, now);
         let dead = self.lanes.iter_mut().filter_map(|(key, lane)| is_dead(lane).then_some(key));
         for key in dead.collect::<Vec<_>>() {
+            mark!("gateway.dead_lane");
             self.lose_lane(key, "the client acknowledges nothing");
         }
     }

@@ -587,13 +587,16 @@ impl<D: Driver> Worker<D> {
         }
         let is_settling = self.look_at_settling(&mut overdue);
         for conn in overdue {
+            mark!("gateway.overdue");
             self.feed(conn, Input::Deadline);
         }
         for (conn, flow, end) in dead {
+            mark!("gateway.dead_path");
             debug!("core={} flow={flow} {end:?} end acknowledges nothing", self.core);
             self.on_heard(conn, Heard::Failed(end, Fault::TimedOut), 0);
         }
         for conn in self.look_at_resting(now) {
+            mark!("gateway.dead_path_at_rest");
             self.feed(conn, Input::ProxyFailed);
         }
         self.look_at_lanes(now);
