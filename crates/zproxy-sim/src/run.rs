@@ -550,9 +550,13 @@ impl<'a> Run<'a> {
         self.world.now() >= self.calm_at
             && self.todo.values().all(|what| matches!(what, Todo::Answer))
             && self.stopping.is_empty()
+            && self.is_quiet()
             && self.is_ready()
-            && self.crowd.ledger.open() == 0
-            && self.crowd.open() == 0
+    }
+
+    /// No flow is open. This is asked after every step, and the first half is cheap.
+    fn is_quiet(&self) -> bool {
+        self.crowd.open() == 0 && self.crowd.ledger.open() == 0
     }
 
     /// New flows work.
@@ -564,8 +568,7 @@ impl<'a> Run<'a> {
                     self.crowd.visit(tunnel, public_at(tunnel), script, true);
                 }
             }
-            let is_done = |run: &Self| run.crowd.ledger.open() == 0 && run.crowd.open() == 0;
-            self.go_until(PROBE_TIME, "flows in peace do not end", is_done)?;
+            self.go_until(PROBE_TIME, "flows in peace do not end", Self::is_quiet)?;
         }
         self.crowd.ledger.judge()
     }
