@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpStream};
 
 use zproxy_io::{Driver, Fault, Lease, Op, Outcome, RelayMode, Sock, SourceNow};
 
-use crate::support::{End, Kit, Pump, World, bytes, far};
+use crate::support::{End, Far, Kit, Meets, Pump, World, bytes, far};
 
 conformance!(
     fin_before_any_byte,
@@ -25,10 +25,36 @@ conformance!(
     watch_comes_late,
 );
 
+conformance_simulated!(
+    fin_before_any_byte,
+    fin_behind_bytes,
+    fin_in_the_refill,
+    rst_while_a_fill_waits,
+    rst_before_a_fill,
+    rst_in_the_refill,
+    rst_before_a_drain,
+    rst_never_looks_like_a_fin,
+    watch_ignores_a_fin,
+    watch_sees_both_ends_finished,
+    watch_sees_a_reset,
+    watch_sees_a_reset_of_a_half_closed_connection,
+    watch_comes_late,
+);
+
 const MODES: [RelayMode; 3] = [RelayMode::Auto, RelayMode::Splice, RelayMode::Copy];
 
 /// A world, a source with its far end, and a sink with its far end.
-fn scene<K: Kit>(relay: RelayMode) -> (World<K::Driver>, [Sock; 2], [TcpStream; 2]) {
+fn scene<K: Kit>(relay: RelayMode) -> Scene<K::Driver, <K::Driver as Meets>::Far> {
+    let mut world = World::new::<K>(relay);
+    let (from, source) = world.meet();
+    let (to, sink) = world.meet();
+    (world, [from, to], [source, sink])
+}
+
+type Scene<D, F> = (World<D>, [Sock; 2], [F; 2]);
+
+/// The same with threads at the far ends.
+fn threaded_scene<K: Kit>(relay: RelayMode) -> Scene<K::Driver, TcpStream> {
     let mut world = World::new::<K>(relay);
     let (from, source) = world.pair();
     let (to, sink) = world.pair();
@@ -101,7 +127,7 @@ fn drain<D: Driver>(world: &mut World<D>, lease: Lease, to: Sock, from: Sock) ->
 fn fin_in_one_direction_only<K: Kit>() {
     const BACK: u64 = 5 << 20;
     for relay in MODES {
-        let (mut world, [left, right], [left_far, right_far]) = scene::<K>(relay);
+        let (mut world, [left, right], [left_far, right_far]) = threaded_scene::<K>(relay);
         left_far.shutdown(Shutdown::Write).expect("open");
         assert_eq!(Pump::start(&mut world, left, right).run(&mut world), End::Eof);
         let reading = far::spawn_reader(left_far, 5, 90_000);
@@ -180,7 +206,7 @@ fn rst_after_a_bulk_transfer<K: Kit>() {
     const SIZE: u64 = 8 << 20;
     for relay in MODES {
         for waits in [false, true] {
-            let (mut world, [from, to], [mut source, sink]) = scene::<K>(relay);
+            let (mut world, [from, to], [mut source, sink]) = threaded_scene::<K>(relay);
             let reading = far::spawn_reader(sink, 1, 100_000);
             let (go, went) = std::sync::mpsc::channel();
             let writing = std::thread::spawn(move || {

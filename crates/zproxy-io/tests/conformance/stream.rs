@@ -5,7 +5,7 @@ use std::net::Shutdown;
 
 use zproxy_io::{Driver, Fault, Op, Outcome, RelayMode};
 
-use crate::support::{Kit, World, bytes, far};
+use crate::support::{Far, Kit, World, bytes, far};
 
 conformance!(
     recv_appends_and_keeps_to_its_limit,
@@ -21,6 +21,18 @@ conformance!(
     taking_at_once_leaves_the_fault,
 );
 
+conformance_simulated!(
+    recv_appends_and_keeps_to_its_limit,
+    recv_waits_for_bytes,
+    recv_sees_the_end,
+    recv_sees_a_reset,
+    send_to_a_dead_reader,
+    send_of_nothing,
+    what_is_there_is_taken_at_once,
+    taking_at_once_leaves_the_end,
+    taking_at_once_leaves_the_fault,
+);
+
 fn received(outcome: Outcome) -> (Vec<u8>, usize) {
     match outcome {
         Outcome::Received { buf, count } => (buf, count),
@@ -31,7 +43,7 @@ fn received(outcome: Outcome) -> (Vec<u8>, usize) {
 /// What is in the buffer stays, and no more than `max` bytes come on top.
 fn recv_appends_and_keeps_to_its_limit<K: Kit>() {
     let mut world = World::new::<K>(RelayMode::Auto);
-    let (near, mut far) = world.pair();
+    let (near, mut far) = world.meet();
     far.write_all(b"0123456789").expect("open");
     let mut buf = b"kept:".to_vec();
     while buf.len() < 15 {
@@ -49,7 +61,7 @@ fn recv_appends_and_keeps_to_its_limit<K: Kit>() {
 /// A receive waits for bytes, and the next one finds what arrived in between.
 fn recv_waits_for_bytes<K: Kit>() {
     let mut world = World::new::<K>(RelayMode::Auto);
-    let (near, mut far) = world.pair();
+    let (near, mut far) = world.meet();
     for message in 0..100 {
         let token = world.submit(Op::Recv { sock: near, buf: Vec::new(), max: 64 });
         if message == 0 {
@@ -73,7 +85,7 @@ fn recv_waits_for_bytes<K: Kit>() {
 /// The end of the stream is 0 bytes, and the buffer comes back; so does asking again.
 fn recv_sees_the_end<K: Kit>() {
     let mut world = World::new::<K>(RelayMode::Auto);
-    let (near, mut far) = world.pair();
+    let (near, mut far) = world.meet();
     far.write_all(b"last").expect("open");
     far.shutdown(Shutdown::Write).expect("open");
     let mut buf = Vec::new();
@@ -94,7 +106,7 @@ fn recv_sees_the_end<K: Kit>() {
 /// A reset fails the receive that waits.
 fn recv_sees_a_reset<K: Kit>() {
     let mut world = World::new::<K>(RelayMode::Auto);
-    let (near, far) = world.pair();
+    let (near, far) = world.meet();
     let token = world.submit(Op::Recv { sock: near, buf: Vec::new(), max: 100 });
     world.assert_waits(token);
     far::reset(far);
@@ -122,7 +134,7 @@ fn send_to_a_slow_reader<K: Kit>() {
 /// A reset fails the send that waits.
 fn send_to_a_dead_reader<K: Kit>() {
     let mut world = World::new::<K>(RelayMode::Auto);
-    let (near, far) = world.pair();
+    let (near, far) = world.meet();
     far::narrow(&far);
     let token = world.submit(Op::Send { sock: near, buf: vec![7; 24 << 20] });
     world.assert_waits(token);
@@ -135,7 +147,7 @@ fn send_to_a_dead_reader<K: Kit>() {
 /// A send of no bytes is done at once.
 fn send_of_nothing<K: Kit>() {
     let mut world = World::new::<K>(RelayMode::Auto);
-    let (near, _far) = world.pair();
+    let (near, _far) = world.meet();
     let outcome = world.run(Op::Send { sock: near, buf: Vec::new() });
     assert!(matches!(outcome, Outcome::Sent { .. }), "{outcome:?}");
     world.finish();
@@ -174,7 +186,7 @@ fn echo<K: Kit>() {
 /// there are none nothing is, and the next fill finds what was left or comes later.
 fn what_is_there_is_taken_at_once<K: Kit>() {
     let mut world = World::new::<K>(RelayMode::Auto);
-    let (near, mut far) = world.pair();
+    let (near, mut far) = world.meet();
     let mut buf = b"kept:".to_vec();
     assert_eq!(world.driver.take_now(near, &mut buf, 6), 0);
     assert_eq!(buf, b"kept:");
@@ -189,7 +201,7 @@ fn what_is_there_is_taken_at_once<K: Kit>() {
     world.finish();
 
     let mut world = World::new::<K>(RelayMode::Auto);
-    let (near, mut far) = world.pair();
+    let (near, mut far) = world.meet();
     far.write_all(b"0123456789").expect("open");
     assert_eq!(world.driver.take_now(near, &mut buf, 6), 6);
     assert_eq!(buf, b"kept:012345");
@@ -204,7 +216,7 @@ fn what_is_there_is_taken_at_once<K: Kit>() {
 /// An end that was met while taking at once is told by the next fill.
 fn taking_at_once_leaves_the_end<K: Kit>() {
     let mut world = World::new::<K>(RelayMode::Auto);
-    let (near, mut far) = world.pair();
+    let (near, mut far) = world.meet();
     far.write_all(b"last").expect("open");
     far.shutdown(Shutdown::Write).expect("open");
     let mut buf = Vec::new();
@@ -220,7 +232,7 @@ fn taking_at_once_leaves_the_end<K: Kit>() {
 /// tells an error once.
 fn taking_at_once_leaves_the_fault<K: Kit>() {
     let mut world = World::new::<K>(RelayMode::Auto);
-    let (near, far) = world.pair();
+    let (near, far) = world.meet();
     far::reset(far);
     let mut buf = Vec::new();
     assert_eq!(world.driver.take_now(near, &mut buf, 100), 0);

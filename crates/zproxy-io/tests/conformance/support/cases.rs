@@ -13,6 +13,15 @@ macro_rules! conformance {
     };
 }
 
+/// Makes `sim::case` of each case, where the simulated kernel is built in (as it is when the whole
+/// workspace is tested). A case that has threads cannot have it.
+macro_rules! conformance_simulated {
+    ($($case:ident),* $(,)?) => {
+        #[cfg(feature = "sim")]
+        on_driver!(sim, SimKit, $($case)*);
+    };
+}
+
 /// As `conformance!`, with drivers that watch awake before they sleep.
 macro_rules! conformance_busy {
     ($($case:ident),* $(,)?) => {

@@ -1,12 +1,72 @@
 //! The far ends of connections, and what only libc can do to them.
 
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::thread::JoinHandle;
 
+use zproxy_io::{Driver, Epoll, Uring};
+
 use super::bytes::{Random, check, pattern};
 use super::world::PATIENCE;
+
+/// A far end, of whichever kind.
+pub(crate) trait Far: Read + Write {
+    /// Ends a direction.
+    fn shutdown(&self, how: Shutdown) -> io::Result<()>;
+
+    /// Closes with RST.
+    fn reset(self);
+
+    /// Makes the receive buffer small, so that a sink is full early.
+    fn narrow(&self);
+}
+
+/// A driver that far ends can connect to.
+pub(crate) trait Meets: Driver {
+    type Far: Far;
+
+    /// A far end that has connected to a listener of this driver.
+    fn meet(&self, at: SocketAddr) -> Self::Far;
+}
+
+impl Far for TcpStream {
+    fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+        Self::shutdown(self, how)
+    }
+
+    fn reset(self) {
+        let now = libc::linger { l_onoff: 1, l_linger: 0 };
+        set_option(self.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, &now);
+    }
+
+    /// It still holds several segments of the loopback: below that the kernel sends only when its timers
+    /// say so.
+    fn narrow(&self) {
+        set_option(self.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, &(256_i32 << 10));
+    }
+}
+
+impl Meets for Epoll {
+    type Far = TcpStream;
+
+    fn meet(&self, at: SocketAddr) -> TcpStream {
+        connect(at)
+    }
+}
+
+impl Meets for Uring {
+    type Far = TcpStream;
+
+    fn meet(&self, at: SocketAddr) -> TcpStream {
+        connect(at)
+    }
+}
+
+/// A far end that has connected to a listener.
+pub(crate) fn connect(at: SocketAddr) -> TcpStream {
+    prepare(TcpStream::connect(at).expect("the listener listens"))
+}
 
 /// A far end with deadlines.
 pub(crate) fn prepare(far: TcpStream) -> TcpStream {
@@ -25,16 +85,13 @@ fn set_option<T>(fd: i32, level: i32, name: i32, value: &T) {
 }
 
 /// Closes with RST.
-pub(crate) fn reset(far: TcpStream) {
-    let now = libc::linger { l_onoff: 1, l_linger: 0 };
-    set_option(far.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, &now);
-    drop(far);
+pub(crate) fn reset(far: impl Far) {
+    far.reset();
 }
 
-/// Makes the receive buffer small, so that a sink is full early. It still holds several segments of
-/// the loopback: below that the kernel sends only when its timers say so.
-pub(crate) fn narrow(far: &TcpStream) {
-    set_option(far.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, &(256_i32 << 10));
+/// Makes the receive buffer small, so that a sink is full early.
+pub(crate) fn narrow(far: &impl Far) {
+    far.narrow();
 }
 
 /// Sends one byte of urgent data.
@@ -81,7 +138,7 @@ pub(crate) fn spawn_reader(mut far: TcpStream, seed: u64, piece_max: usize) -> J
 }
 
 /// Reads stream `seed`, of which `offset` bytes were read before, to its end; gives where it ends.
-pub(crate) fn read_to_end(far: &mut TcpStream, seed: u64, offset: u64, piece_max: usize) -> u64 {
+pub(crate) fn read_to_end(far: &mut impl Read, seed: u64, offset: u64, piece_max: usize) -> u64 {
     let mut random = Random::new(!seed);
     let mut piece = vec![0; piece_max];
     let mut at = offset;
@@ -97,7 +154,7 @@ pub(crate) fn read_to_end(far: &mut TcpStream, seed: u64, offset: u64, piece_max
 }
 
 /// Reads exactly `count` bytes of stream `seed` from `offset` on.
-pub(crate) fn read_exactly(far: &mut TcpStream, seed: u64, offset: u64, count: usize) {
+pub(crate) fn read_exactly(far: &mut impl Read, seed: u64, offset: u64, count: usize) {
     let mut bytes = vec![0; count];
     far.read_exact(&mut bytes).expect("the bytes arrive");
     check(seed, offset, &bytes);

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use super::far::Meets;
 use zproxy_io::{Driver, DriverConfig, Epoll, RelayMode, Uring};
 
 /// Makes drivers of one kind.
 pub(crate) trait Kit {
-    type Driver: Driver;
+    type Driver: Meets;
 
     /// Why this machine cannot run the driver, if so.
     fn obstacle() -> Option<String>;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use zproxy_io::{Done, Driver, Ending, Lease, ListenOptions, Op, Outcome, RelayMode, Sock, Token};
 
-use super::far;
+use super::far::{self, Meets};
 use super::kit::Kit;
 
 /// After so long without anything happening, a case has failed.
@@ -75,21 +75,38 @@ impl<D: Driver> World<D> {
         (self.adopt(handle), addr)
     }
 
-    /// A connection: the driver's end, accepted, and the far end.
+    /// A connection: the driver's end, accepted, and the far end, on real sockets.
     pub(crate) fn pair(&mut self) -> (Sock, TcpStream) {
-        let door = match self.door {
-            Some(door) => door,
-            None => {
-                let (listener, addr) = self.listen();
-                let accepting = self.submit(Op::Accept { listener });
-                *self.door.insert(Door { addr, accepting })
-            }
-        };
-        let far = far::prepare(TcpStream::connect(door.addr).expect("the listener listens"));
-        let outcome = self.outcome(door.accepting);
-        let Outcome::Accepted { sock, peer } = outcome else { panic!("not accepted: {outcome:?}") };
+        let door = self.door();
+        let far = far::connect(door.addr);
+        let (sock, peer) = self.accepted(door);
         assert_eq!(peer, far.local_addr().ok(), "the address is the far end's");
         (sock, far)
+    }
+
+    /// A connection: the driver's end, accepted, and the far end, of the driver's kind.
+    pub(crate) fn meet(&mut self) -> (Sock, D::Far)
+    where
+        D: Meets,
+    {
+        let door = self.door();
+        let far = self.driver.meet(door.addr);
+        (self.accepted(door).0, far)
+    }
+
+    fn door(&mut self) -> Door {
+        if let Some(door) = self.door {
+            return door;
+        }
+        let (listener, addr) = self.listen();
+        let accepting = self.submit(Op::Accept { listener });
+        *self.door.insert(Door { addr, accepting })
+    }
+
+    fn accepted(&mut self, door: Door) -> (Sock, Option<SocketAddr>) {
+        let outcome = self.outcome(door.accepting);
+        let Outcome::Accepted { sock, peer } = outcome else { panic!("not accepted: {outcome:?}") };
+        (sock, peer)
     }
 
     /// Waits for something to happen and takes note of it.
