@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use zproxy_io::{Ending, Fault, Op, Outcome, RelayMode};
 
 use crate::support::bytes::Random;
-use crate::support::{Kit, World, far};
+use crate::support::{Kit, Meets, World, far};
 
 conformance!(
     one_connection,
@@ -17,10 +17,12 @@ conformance!(
     recalling_and_closing,
 );
 
+conformance_simulated!(one_connection, a_recalled_accept_comes_home,);
+
 /// A connection is accepted with the address of its far end, and bytes pass.
 fn one_connection<K: Kit>() {
     let mut world = World::new::<K>(RelayMode::Auto);
-    let (near, mut far) = world.pair();
+    let (near, mut far) = world.meet();
     let outcome = world.run(Op::Send { sock: near, buf: b"welcome".to_vec() });
     assert!(matches!(outcome, Outcome::Sent { .. }), "{outcome:?}");
     let mut hello = [0; 7];
@@ -96,15 +98,14 @@ fn a_recalled_accept_comes_home<K: Kit>() {
     world.driver.recall_accept(listener);
     let token = world.submit(Op::Accept { listener });
     world.assert_waits(token);
-    let early = far::prepare(TcpStream::connect(addr).expect("the listener listens"));
+    let early = world.driver.meet(addr);
     let outcome = world.outcome(token);
     assert!(matches!(outcome, Outcome::Accepted { .. }), "{outcome:?}");
     world.driver.recall_accept(listener);
     world.driver.recall_accept(listener);
     let outcome = world.outcome(token);
     assert!(matches!(outcome, Outcome::Failed(Fault::Cancelled)), "{outcome:?}");
-    let late: Vec<_> =
-        (0..20).map(|_| far::prepare(TcpStream::connect(addr).expect("still open"))).collect();
+    let late: Vec<_> = (0..20).map(|_| world.driver.meet(addr)).collect();
     assert!(!world.settle(), "something came home without an accept");
     let again = world.submit(Op::Accept { listener });
     for _ in &late {

@@ -18,13 +18,23 @@ conformance!(
     drop_resets,
 );
 
+conformance_simulated!(
+    waiting_operations_come_home,
+    queued_operations_come_home,
+    finished_operations_keep_their_result,
+    late_operations_are_cancelled,
+    in_an_idle_driver,
+    clean_delivers_everything,
+    reset_is_seen_as_such,
+);
+
 /// Everything that waits on a socket comes home cancelled, exactly once, before the close.
 fn waiting_operations_come_home<K: Kit>() {
     for how in [Ending::Clean, Ending::Reset] {
         for relay in [RelayMode::Auto, RelayMode::Splice] {
             for receive in [false, true] {
                 let mut world = World::new::<K>(relay);
-                let (near, far) = world.pair();
+                let (near, far) = world.meet();
                 far::narrow(&far);
                 let inbound = if receive {
                     Op::Recv { sock: near, buf: Vec::new(), max: 100 }
@@ -57,8 +67,8 @@ fn waiting_operations_come_home<K: Kit>() {
 fn queued_operations_come_home<K: Kit>() {
     for relay in [RelayMode::Splice, RelayMode::Copy] {
         let mut world = World::new::<K>(relay);
-        let (from, mut source) = world.pair();
-        let (near, _far) = world.pair();
+        let (from, mut source) = world.meet();
+        let (near, _far) = world.meet();
         source.write_all(b"bytes").expect("open");
         let lease = world.fill(from);
         let queued = [
@@ -80,7 +90,7 @@ fn queued_operations_come_home<K: Kit>() {
 /// What was done before the close keeps its result.
 fn finished_operations_keep_their_result<K: Kit>() {
     let mut world = World::new::<K>(RelayMode::Auto);
-    let (near, mut far) = world.pair();
+    let (near, mut far) = world.meet();
     let sending = world.submit(Op::Send { sock: near, buf: b"bye".to_vec() });
     let sent = world.outcome(sending);
     assert!(matches!(sent, Outcome::Sent { .. }), "{sent:?}");
@@ -95,8 +105,8 @@ fn finished_operations_keep_their_result<K: Kit>() {
 /// does a drain that would only refill from it. Closing again is no harm.
 fn late_operations_are_cancelled<K: Kit>() {
     let mut world = World::new::<K>(RelayMode::Auto);
-    let (near, _far) = world.pair();
-    let (other, mut other_far) = world.pair();
+    let (near, _far) = world.meet();
+    let (other, mut other_far) = world.meet();
     for already_closed in [false, true] {
         other_far.write_all(b"bytes").expect("open");
         let lease = world.fill(other);
@@ -141,7 +151,7 @@ fn in_an_idle_driver<K: Kit>() {
 fn clean_delivers_everything<K: Kit>() {
     const TOTAL: usize = 1 << 20;
     let mut world = World::new::<K>(RelayMode::Auto);
-    let (near, mut far) = world.pair();
+    let (near, mut far) = world.meet();
     let sent = world.run(Op::Send { sock: near, buf: bytes::patterned(9, 0, TOTAL) });
     assert!(matches!(sent, Outcome::Sent { .. }), "{sent:?}");
     world.close(near, Ending::Clean);
@@ -171,7 +181,7 @@ fn clean_after_a_pump<K: Kit>() {
 fn reset_is_seen_as_such<K: Kit>() {
     for pending in [0, 1 << 20] {
         let mut world = World::new::<K>(RelayMode::Auto);
-        let (near, mut far) = world.pair();
+        let (near, mut far) = world.meet();
         let sent = world.run(Op::Send { sock: near, buf: vec![1; pending] });
         assert!(matches!(sent, Outcome::Sent { .. }), "{sent:?}");
         world.close(near, Ending::Reset);

@@ -11,6 +11,8 @@ use crate::support::{Kit, World};
 
 conformance!(who_has_answered_owes_nothing, who_does_not_read_owes_nothing);
 
+conformance_simulated!(who_has_answered_owes_nothing,);
+
 /// Fills the way to a far end that does not read.
 fn fill_up<D: Driver>(world: &mut World<D>, near: Sock) {
     let token = world.submit(Op::Send { sock: near, buf: vec![7; 16 << 20] });
@@ -21,7 +23,7 @@ fn fill_up<D: Driver>(world: &mut World<D>, near: Sock) {
 /// socket that is closed nothing is told.
 fn who_has_answered_owes_nothing<K: Kit>() {
     let mut world = World::new::<K>(RelayMode::Auto);
-    let (near, far) = world.pair();
+    let (near, far) = world.meet();
     for _ in 0..3 {
         let token = world.submit(Op::Send { sock: near, buf: vec![1; 100] });
         world.outcome(token);

@@ -9,6 +9,8 @@ use crate::support::{Kit, World, bytes};
 
 conformance!(thousands_complete, thousands_wait_and_are_closed);
 
+conformance_simulated!(thousands_complete, thousands_wait_and_are_closed,);
+
 /// Connections to make: 2,500, or what a small limit of descriptors leaves to several tests.
 fn conns() -> usize {
     let (limit, _) = zproxy_io::sys::descriptor_limit();
@@ -19,7 +21,7 @@ fn conns() -> usize {
 /// (the world checks that), with the right bytes.
 fn thousands_complete<K: Kit>() {
     let mut world = World::new::<K>(RelayMode::Auto);
-    let mut pairs: Vec<_> = (0..conns()).map(|_| world.pair()).collect();
+    let mut pairs: Vec<_> = (0..conns()).map(|_| world.meet()).collect();
     for (index, (_, far)) in pairs.iter_mut().enumerate() {
         far.write_all(&bytes::patterned(index as u64, 0, 8)).expect("open");
     }
@@ -58,7 +60,7 @@ fn thousands_complete<K: Kit>() {
 /// brings all of them home.
 fn thousands_wait_and_are_closed<K: Kit>() {
     let mut world = World::new::<K>(RelayMode::Splice);
-    let pairs: Vec<_> = (0..conns()).map(|_| world.pair()).collect();
+    let pairs: Vec<_> = (0..conns()).map(|_| world.meet()).collect();
     for (near, _) in &pairs {
         world.submit(Op::Fill { from: *near });
         world.submit(Op::Watch { sock: *near });
