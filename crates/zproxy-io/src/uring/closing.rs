@@ -5,13 +5,41 @@ use std::time::Duration;
 use io_uring::{cqueue, opcode, types};
 
 use super::Uring;
-use super::entry::{CANCEL, Key, Part, Work, user_data};
+use super::entry::{Entry, Key, Part, Places, Work, named_by, user_data};
 use crate::{Done, Ending, Outcome, Sock, Token, sock, sys};
 
 impl Uring {
     pub(super) fn cancel(&mut self, key: Key, part: Part) {
         let target = types::CancelBuilder::user_data(user_data(key, part));
-        self.ring.push(&[opcode::AsyncCancel2::new(target).build().user_data(CANCEL)]);
+        let entry = opcode::AsyncCancel2::new(target).build();
+        self.ring.push(&[entry.user_data(user_data(key, Part::Cancel))]);
+    }
+
+    /// A cancellation is over. One that met its target while that was between two tries has found
+    /// nothing (ENOENT, EALREADY), and the target may wait again: once more, then. What was cancelled
+    /// says so itself.
+    pub(super) fn on_cancelled(&mut self, key: Key, result: i32) {
+        if !matches!(-result, libc::ENOENT | libc::EALREADY) {
+            return;
+        }
+        // The entry may be another one by now; then nobody wants it home.
+        let Some(Some(entry)) = self.entries.get(key as usize) else { return };
+        if entry.pending > 0
+            && self.is_wanted_home(entry)
+            && let Some(part) = waiting_part(entry)
+        {
+            self.cancel(key, part);
+        }
+    }
+
+    fn is_wanted_home(&self, entry: &Entry) -> bool {
+        match &entry.work {
+            Work::Accept { is_recalled: true, .. } => true,
+            Work::Receive(receive) if receive.is_recalled() => true,
+            Work::Receive(receive) => self.is_closing(receive.from()),
+            Work::Fill(fill) if fill.is_recalled() => true,
+            work => Places::of(work).socks().any(|sock| self.is_closing(sock)),
+        }
     }
 
     /// Starts closing: wakes what waits on the socket, and closes when all of it is home.
@@ -22,18 +50,16 @@ impl Uring {
         };
         assert!(entity.closing.is_none(), "a socket is closed once");
         entity.closing = Some((token, how));
-        let keys = [entity.inbound, entity.outbound, entity.watch];
+        let (keys, receive) = ([entity.inbound, entity.outbound, entity.watch], entity.receive);
         for key in keys.into_iter().flatten() {
             let entry =
                 self.entries[key as usize].as_ref().expect("an operation in flight has its entry");
-            let part = match &entry.work {
-                Work::Fill(fill) => fill.waiting_part(),
-                Work::Drain(drain) => drain.waiting_part(),
-                _ => Some(Part::Main),
-            };
-            if let Some(part) = part {
+            if let Some(part) = waiting_part(entry) {
                 self.cancel(key, part);
             }
+        }
+        if let Some(key) = receive {
+            self.stop_receive(key);
         }
         self.close_when_empty(sock);
     }
@@ -41,7 +67,7 @@ impl Uring {
     pub(super) fn close_when_empty(&mut self, sock: Sock) {
         let Some(entity) = self.socks.get(sock) else { return };
         let Some((token, how)) = entity.closing else { return };
-        if entity.inbound.or(entity.outbound).or(entity.watch).is_some() {
+        if entity.inbound.or(entity.outbound).or(entity.watch).or(entity.receive).is_some() {
             return;
         }
         let entity = self.socks.remove(sock).expect("it was there a moment ago");
@@ -54,11 +80,23 @@ impl Uring {
     }
 }
 
+/// The submission to cancel so that an operation comes home; none when it comes by itself.
+fn waiting_part(entry: &Entry) -> Option<Part> {
+    match &entry.work {
+        Work::Fill(fill) => fill.waiting_part(),
+        Work::Drain(drain) => drain.waiting_part(),
+        _ => Some(Part::Main),
+    }
+}
+
 /// Brings everything home before the memory that the kernel writes to is freed.
 impl Drop for Uring {
     fn drop(&mut self) {
         let everything = types::CancelBuilder::any().all();
-        self.ring.push(&[opcode::AsyncCancel2::new(everything).build().user_data(CANCEL)]);
+        let entry = opcode::AsyncCancel2::new(everything).build();
+        self.ring.push(&[entry.user_data(user_data(Key::MAX, Part::Cancel))]);
+        // Of a receive that has ended only what it held is left.
+        self.entries.retain(|_, entry| entry.as_ref().is_none_or(|entry| entry.pending > 0));
         let give_up = sys::now() + Duration::from_secs(2);
         // Entries are only counted down here; nothing is continued.
         while !self.entries.is_empty() && sys::now() < give_up {
@@ -79,10 +117,11 @@ impl Drop for Uring {
 impl Uring {
     /// Frees an entry when its last completion is home, and what the completion carries.
     fn abandon(&mut self, completion: &cqueue::Entry) {
-        if completion.user_data() == CANCEL {
+        let (key, part) = named_by(completion.user_data());
+        if part == Part::Cancel {
             return;
         }
-        let key = (completion.user_data() & u64::from(u32::MAX)) as usize;
+        let key = key as usize;
         let entry = self.entries[key].as_mut().expect("an entry waits for its completions");
         if matches!(entry.work, Work::Accept { .. }) && completion.result() >= 0 {
             drop(sys::own(completion.result()));

@@ -1,5 +1,6 @@
 //! Operations in flight: what the driver keeps of each until its last completion is home.
 
+use super::receive::Receive;
 use super::rounds::{Drain, Fill};
 use crate::{Fault, Outcome, Sock, Token, sys};
 
@@ -10,13 +11,24 @@ pub(super) enum Part {
     Main = 0,
     Refill = 1,
     Poll = 2,
+    /// A cancellation of another part.
+    Cancel = 3,
 }
 
-/// `user_data` of cancellations, whose completions say nothing that is not said elsewhere.
-pub(super) const CANCEL: u64 = u64::MAX;
-
+/// What a completion belongs to.
 pub(super) fn user_data(key: Key, part: Part) -> u64 {
     u64::from(key) | u64::from(part as u32) << 32
+}
+
+/// What [`user_data`] was made of.
+pub(super) fn named_by(user_data: u64) -> (Key, Part) {
+    let part = match user_data >> 32 {
+        0 => Part::Main,
+        1 => Part::Refill,
+        2 => Part::Poll,
+        _ => Part::Cancel,
+    };
+    (user_data as Key, part)
 }
 
 /// The place of an operation in the driver's slab.
@@ -58,6 +70,8 @@ pub(super) enum Work {
         seen: Option<Option<Fault>>,
     },
     Fill(Fill),
+    /// No operation: a receive that outlives the fill that began it.
+    Receive(Receive),
     /// Boxed, because a drain rarely waits and is large.
     Drain(Box<Drain>),
     Bell,
@@ -82,7 +96,7 @@ impl Places {
             Work::Watch { sock, .. } => Self { watch: Some(*sock), ..none },
             Work::Fill(fill) => Self { inbound: Some(fill.from), ..none },
             Work::Drain(drain) => drain.places(),
-            Work::Bell => none,
+            Work::Receive(_) | Work::Bell => none,
         }
     }
 
@@ -99,6 +113,8 @@ pub(super) enum Step {
     Submitted(u8),
     /// It is finished.
     Finish(Outcome),
+    /// It is finished, and its receive goes on for the next one.
+    Yield(Outcome),
 }
 
 /// The outcome of a negative result.
