@@ -183,7 +183,9 @@ impl Uring {
                 let held = receive.held.get_or_insert_default();
                 held.push(&self.bufs, buf.held());
                 let is_much = held.len() >= BUF_SIZE;
-                if is_much && entry.pending > 0 && !std::mem::replace(&mut receive.is_recalled, true)
+                if is_much
+                    && entry.pending > 0
+                    && !std::mem::replace(&mut receive.is_recalled, true)
                 {
                     self.cancel(key, Part::Main);
                 }

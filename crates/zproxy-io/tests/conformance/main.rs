@@ -11,6 +11,7 @@
 mod support;
 
 mod accept;
+mod ahead;
 mod closing;
 mod connect;
 mod descriptors;
