@@ -4,7 +4,7 @@
 //! demand: its target doubles when a public conn finds nothing idle, and shrinks by what nobody
 //! needed for a whole [`POOL_WINDOW`].
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::time::Duration;
 
@@ -286,50 +286,74 @@ impl<C: Copy + Eq + Hash, W: Copy + Eq + Hash> Pool<C, W> {
     }
 }
 
-/// Keys in the order of their arrival; any of them can be removed in O(log n).
+/// Keys in the order of their arrival; any of them can be removed in O(log n), taken over many. Once it
+/// is as large as it ever was, it allocates nothing.
 #[derive(Clone, Debug)]
 struct Ordered<K, V> {
-    by_age: BTreeMap<u64, (K, V)>,
+    /// By age. One that was removed leaves a gap, but neither end is one.
+    by_age: VecDeque<(u64, Option<(K, V)>)>,
     ages: HashMap<K, u64>,
     next: u64,
 }
 
 impl<K, V> Default for Ordered<K, V> {
     fn default() -> Self {
-        Self { by_age: BTreeMap::new(), ages: HashMap::new(), next: 0 }
+        Self { by_age: VecDeque::new(), ages: HashMap::new(), next: 0 }
     }
 }
 
 impl<K: Copy + Eq + Hash, V> Ordered<K, V> {
     fn len(&self) -> usize {
-        self.by_age.len()
+        self.ages.len()
     }
 
     fn insert(&mut self, key: K, value: V) {
         let earlier = self.ages.insert(key, self.next);
         assert!(earlier.is_none(), "a key is in a pool once");
-        self.by_age.insert(self.next, (key, value));
+        self.by_age.push_back((self.next, Some((key, value))));
         self.next += 1;
     }
 
     fn remove(&mut self, key: K) -> bool {
-        self.ages.remove(&key).is_some_and(|age| self.by_age.remove(&age).is_some())
+        let Some(age) = self.ages.remove(&key) else { return false };
+        let place = self.by_age.binary_search_by_key(&age, |(age, _)| *age);
+        self.by_age[place.expect("what has an age is in the list")].1 = None;
+        if self.by_age.len() > 2 * self.len() {
+            self.by_age.retain(|(_, held)| held.is_some());
+        }
+        self.trim();
+        true
     }
 
     fn oldest(&self) -> Option<&V> {
-        self.by_age.first_key_value().map(|(_, (_, value))| value)
+        let (_, held) = self.by_age.front()?;
+        held.as_ref().map(|(_, value)| value)
     }
 
     fn pop_oldest(&mut self) -> Option<(K, V)> {
-        let (_, (key, value)) = self.by_age.pop_first()?;
-        self.ages.remove(&key);
-        Some((key, value))
+        let (_, held) = self.by_age.pop_front()?;
+        self.popped(held)
     }
 
     fn pop_newest(&mut self) -> Option<K> {
-        let (_, (key, _)) = self.by_age.pop_last()?;
+        let (_, held) = self.by_age.pop_back()?;
+        self.popped(held).map(|(key, _)| key)
+    }
+
+    fn popped(&mut self, held: Option<(K, V)>) -> Option<(K, V)> {
+        let (key, value) = held.expect("neither end is a gap");
         self.ages.remove(&key);
-        Some(key)
+        self.trim();
+        Some((key, value))
+    }
+
+    fn trim(&mut self) {
+        while self.by_age.front().is_some_and(|(_, held)| held.is_none()) {
+            self.by_age.pop_front();
+        }
+        while self.by_age.back().is_some_and(|(_, held)| held.is_none()) {
+            self.by_age.pop_back();
+        }
     }
 }
 
