@@ -1,6 +1,5 @@
 //! One socket: what is in flight on it, and what is believed about its readiness.
 
-use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use crate::policy::{Path, Policy};
@@ -27,11 +26,12 @@ pub(super) enum Place {
 pub(super) enum Inbound {
     Accept,
     Connect(Connecting),
-    Recv(Box<Recv>),
+    /// Its place in the driver's list: only control threads and lanes receive, and every socket has
+    /// room for an operation.
+    Recv(usize),
     Fill,
 }
 
-/// Boxed, because only control threads and lanes receive, and every socket has room for an operation.
 #[derive(Debug)]
 pub(super) struct Recv {
     pub(super) buf: Vec<u8>,
@@ -40,7 +40,8 @@ pub(super) struct Recv {
 
 #[derive(Debug)]
 pub(super) enum Connecting {
-    NotYet(Box<SocketAddr>),
+    /// It was over as soon as it was begun.
+    Over(Option<Fault>),
     UnderWay,
 }
 

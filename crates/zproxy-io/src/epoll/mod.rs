@@ -27,7 +27,7 @@ use crate::{
     Outcome, RelayMode, Sock, Stats, Token, sock, sys,
 };
 
-use entry::{Connecting, Entry, Inbound, Outbound, Pending, Recv};
+use entry::{Entry, Inbound, Outbound, Pending, Recv};
 use poller::{Poller, Subject};
 use round::{Pools, Received};
 
@@ -43,6 +43,8 @@ pub struct Epoll {
     socks: Table<Entry>,
     /// Sends and drains in flight.
     outgoing: Slab<Outbound>,
+    /// Receives in flight.
+    incoming: Slab<Recv>,
     /// Operations that can be tried. An entry may name one that has come home meanwhile, or one
     /// that was tried already; both are harmless.
     ready: VecDeque<(Sock, Side)>,
@@ -78,6 +80,7 @@ impl Epoll {
             doorbell,
             socks: Table::default(),
             outgoing: Slab::new(),
+            incoming: Slab::new(),
             ready: VecDeque::new(),
             stillborn: Vec::new(),
             pools: Pools { pipes: PipePool::new(), bufs: BufPool::new() },
@@ -316,11 +319,13 @@ impl Driver for Epoll {
         match op {
             Op::Accept { listener } => self.queue_inbound(listener, token, Inbound::Accept),
             Op::Connect { sock, to } => {
-                self.queue_inbound(sock, token, Inbound::Connect(Connecting::NotYet(Box::new(to))));
+                let stage = run::begin_connect(self.named(sock), &to);
+                self.queue_inbound(sock, token, Inbound::Connect(stage));
             }
             Op::Recv { sock, buf, max } => {
                 assert!(max > 0, "there is room to receive into");
-                self.queue_inbound(sock, token, Inbound::Recv(Box::new(Recv { buf, max })));
+                let place = self.incoming.insert(Recv { buf, max });
+                self.queue_inbound(sock, token, Inbound::Recv(place));
             }
             Op::Fill { from } => self.queue_inbound(from, token, Inbound::Fill),
             Op::Send { sock, buf } => {

@@ -35,7 +35,13 @@ impl Epoll {
         let step = match op {
             Inbound::Accept => self.accept(sock, token, done),
             Inbound::Connect(stage) => connect(entry, stage),
-            Inbound::Recv(recv) => receive(entry, recv),
+            Inbound::Recv(place) => match receive(entry, &mut self.incoming[place]) {
+                Some(outcome) => {
+                    self.incoming.remove(place);
+                    Step::Home(outcome)
+                }
+                None => Step::Park(Inbound::Recv(place)),
+            },
             Inbound::Fill => match round::take(entry, &self.pools, None) {
                 Taken::Bytes(lease) => Step::Home(Outcome::Filled(lease)),
                 Taken::Empty => Step::Park(Inbound::Fill),
@@ -54,9 +60,19 @@ impl Epoll {
                 let interest = if listening { Interest::Listener } else { Interest::Stream };
                 match self.register(sock, interest) {
                     Ok(()) => self.entry(sock).inbound = Some(Pending::parked(token, op)),
-                    Err(fault) => done.push(Done { token, outcome: Outcome::Failed(fault) }),
+                    Err(fault) => {
+                        self.forget(&op);
+                        done.push(Done { token, outcome: Outcome::Failed(fault) });
+                    }
                 }
             }
+        }
+    }
+
+    /// Gives up what the driver keeps of an operation that does not wait after all.
+    fn forget(&mut self, op: &Inbound) {
+        if let Inbound::Recv(place) = op {
+            self.incoming.remove(*place);
         }
     }
 
@@ -105,6 +121,7 @@ impl Epoll {
         };
         if let Some(pending) = entry.inbound.take() {
             cancel(pending.token);
+            self.forget(&pending.op);
         }
         if let Some(pending) = entry.outbound.take() {
             cancel(pending.token);
@@ -229,17 +246,23 @@ impl Outbound {
     }
 }
 
+/// Connects as far as that needs no waiting.
+pub(super) fn begin_connect(entry: &mut Entry, to: &SocketAddr) -> Connecting {
+    match sys::connect(entry.raw(), &(*to).into()) {
+        Ok(()) => Connecting::Over(None),
+        // An interrupted connect goes on by itself, as one in progress does.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::EINTR)) => {
+            entry.ready.writable = false;
+            Connecting::UnderWay
+        }
+        Err(error) => Connecting::Over(Some(Fault::from_io(&error))),
+    }
+}
+
 fn connect(entry: &mut Entry, stage: Connecting) -> Step<Inbound> {
     match stage {
-        Connecting::NotYet(to) => match sys::connect(entry.raw(), &(*to).into()) {
-            Ok(()) => Step::Home(Outcome::Connected),
-            // An interrupted connect goes on by itself, as one in progress does.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::EINTR)) => {
-                entry.ready.writable = false;
-                Step::Park(Inbound::Connect(Connecting::UnderWay))
-            }
-            Err(error) => Step::Home(Outcome::Failed(Fault::from_io(&error))),
-        },
+        Connecting::Over(None) => Step::Home(Outcome::Connected),
+        Connecting::Over(Some(fault)) => Step::Home(Outcome::Failed(fault)),
         Connecting::UnderWay if !entry.ready.writable => {
             Step::Park(Inbound::Connect(Connecting::UnderWay))
         }
@@ -251,14 +274,15 @@ fn connect(entry: &mut Entry, stage: Connecting) -> Step<Inbound> {
     }
 }
 
-fn receive(entry: &mut Entry, mut recv: Box<Recv>) -> Step<Inbound> {
+/// None: it has to wait.
+fn receive(entry: &mut Entry, recv: &mut Recv) -> Option<Outcome> {
     let (mut buf, max) = (std::mem::take(&mut recv.buf), recv.max);
     let start = buf.len();
     let fd = entry.raw();
     loop {
         if !entry.ready.readable {
             recv.buf = buf;
-            return Step::Park(Inbound::Recv(recv));
+            return None;
         }
         buf.resize(start + max, 0);
         let found = round::receive(entry, |flags| sys::recv(fd, &mut buf[start..], flags), max);
@@ -269,10 +293,10 @@ fn receive(entry: &mut Entry, mut recv: Box<Recv>) -> Step<Inbound> {
                 buf.truncate(start);
                 continue;
             }
-            Received::Failed(fault) => return Step::Home(Outcome::Failed(fault)),
+            Received::Failed(fault) => return Some(Outcome::Failed(fault)),
         };
         buf.truncate(start + count);
-        return Step::Home(Outcome::Received { buf, count });
+        return Some(Outcome::Received { buf, count });
     }
 }
 

@@ -31,7 +31,7 @@ use crate::{
 };
 
 pub use conn::{Read, Write};
-pub use marks::{mark, mark_step, take_marks};
+pub use marks::{keep_marks, mark, mark_step, take_marks};
 pub use random::Random;
 pub use sabotage::{Edit, Sabotage};
 pub use weather::Weather;

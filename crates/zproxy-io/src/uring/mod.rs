@@ -50,6 +50,8 @@ use rounds::Drain;
 const RESULTS_PER_TURN: usize = 16;
 /// So many turns with results may pass between two looks at what else has happened.
 const BLIND_TURNS_MAX: u8 = 4;
+/// Boxes of addresses that are kept.
+const SPARE_ADDRESSES_MAX: usize = 64;
 
 /// The io_uring driver.
 #[derive(Debug)]
@@ -62,6 +64,9 @@ pub struct Uring {
     pipes: Rc<PipePool>,
     bufs: Rc<BufPool>,
     group: Rc<Group>,
+    /// What earlier connects were told in, for the next ones.
+    #[expect(clippy::vec_box, reason = "the kernel reads a box where it is; the list moves")]
+    addresses: Vec<Box<sys::Address>>,
     relay: RelayMode,
     busy: BusyPoll,
     /// When the last wait ended.
@@ -123,6 +128,7 @@ impl Uring {
             pipes: PipePool::new(),
             bufs: BufPool::new(),
             group,
+            addresses: Vec::new(),
             relay: config.relay,
             busy: BusyPoll::new(config.busy_poll),
             now: sys::now(),
@@ -296,7 +302,13 @@ impl Uring {
                 assert_eq!(entry.pending, 0, "an operation ended with completions outstanding");
                 self.entries.remove(key as usize);
                 self.ready.push(Done { token: entry.token, outcome });
-                return self.vacate(Places::of(&entry.work));
+                let places = Places::of(&entry.work);
+                if let Work::Connect { address, .. } = entry.work
+                    && self.addresses.len() < SPARE_ADDRESSES_MAX
+                {
+                    self.addresses.push(address);
+                }
+                return self.vacate(places);
             }
             Step::Yield(outcome) => {
                 assert!(entry.pending > 0, "a receive that goes on has not ended");
@@ -308,6 +320,13 @@ impl Uring {
             }
         }
         self.entries[key as usize] = Some(entry);
+    }
+
+    /// An address where the kernel can read it until the connect is over.
+    fn boxed(&mut self, to: SocketAddr) -> Box<sys::Address> {
+        let Some(mut address) = self.addresses.pop() else { return Box::new(to.into()) };
+        *address = to.into();
+        address
     }
 
     /// One completion has come home.
@@ -515,7 +534,7 @@ impl Driver for Uring {
     fn submit(&mut self, token: Token, op: Op) {
         let work = match op {
             Op::Accept { listener } => Work::Accept { listener, is_recalled: false },
-            Op::Connect { sock, to } => Work::Connect { sock, address: Box::new(to.into()) },
+            Op::Connect { sock, to } => Work::Connect { sock, address: self.boxed(to) },
             Op::Recv { sock, buf, max } => Work::Recv { sock, buf, max },
             Op::Send { sock, buf } => Work::Send { sock, buf, sent: 0 },
             Op::Watch { sock } => Work::Watch { sock, seen: None },

@@ -28,22 +28,19 @@ pub(super) struct Receive {
     from: Sock,
     /// It is being cancelled, and will not be used again.
     is_recalled: bool,
-    /// Boxed, because seldom anything comes before it is asked for.
+    /// Bytes that came before they were asked for. Boxed, because seldom any do.
     held: Option<Box<Held>>,
-}
-
-/// What came before it was asked for.
-#[derive(Debug, Default)]
-struct Held {
-    bufs: VecDeque<Buf>,
-    /// What the receive ended with, behind the bytes: 0 is the end of the stream.
+    /// What it ended with behind them before somebody asked: 0 is the end of the stream.
     end: Option<i32>,
 }
+
+#[derive(Debug, Default)]
+struct Held(VecDeque<Buf>);
 
 impl Receive {
     /// The one that a fill leaves behind.
     pub(super) fn left_by(fill: &Fill) -> Self {
-        Self { from: fill.from, is_recalled: fill.is_recalled(), held: None }
+        Self { from: fill.from, is_recalled: fill.is_recalled(), held: None, end: None }
     }
 
     pub(super) fn is_recalled(&self) -> bool {
@@ -53,25 +50,26 @@ impl Receive {
     pub(super) fn from(&self) -> Sock {
         self.from
     }
+
+    /// Whether everything that came has been given out.
+    fn is_spent(&self) -> bool {
+        self.held.is_none() && self.end.is_none()
+    }
 }
 
 impl Held {
     fn len(&self) -> usize {
-        self.bufs.iter().map(|buf| buf.held().len()).sum()
+        self.0.iter().map(|buf| buf.held().len()).sum()
     }
 
     fn push(&mut self, pool: &Rc<BufPool>, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            let put = self.bufs.back_mut().map_or(0, |buf| buf.append(bytes));
+            let put = self.0.back_mut().map_or(0, |buf| buf.append(bytes));
             if put == 0 {
-                self.bufs.push_back(pool.lease());
+                self.0.push_back(pool.lease());
             }
             bytes = &bytes[put..];
         }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.bufs.is_empty() && self.end.is_none()
     }
 }
 
@@ -105,7 +103,10 @@ impl Uring {
         }
         let entry = self.entries[key as usize].as_mut().expect("a receive has its entry");
         let Work::Receive(receive) = &mut entry.work else { unreachable!("a receive") };
-        let Some(held) = &mut receive.held else {
+        let bytes = receive.held.as_mut().and_then(|held| held.0.pop_front());
+        receive.held.take_if(|held| held.0.is_empty());
+        let end = if bytes.is_none() { receive.end.take() } else { None };
+        if bytes.is_none() && end.is_none() {
             let stage = FillStage::Receive { is_recalled: receive.is_recalled };
             entry.work = Work::Fill(Fill { from, stage });
             entry.token = token;
@@ -113,23 +114,17 @@ impl Uring {
             entity.receive = None;
             assert!(entity.inbound.replace(key).is_none(), "one fill of a socket at a time");
             return;
-        };
-        let next = held.bufs.pop_front();
-        let end = if next.is_none() { held.end.take() } else { None };
-        if held.is_empty() {
-            receive.held = None;
         }
-        if entry.pending == 0 && receive.held.is_none() {
+        if entry.pending == 0 && receive.is_spent() {
             self.entries.remove(key as usize);
             self.entity(from).receive = None;
         }
-        let outcome = match (next, end) {
+        let outcome = match (bytes, end) {
             (Some(buf), _) => {
                 self.note_received(from, buf.held().len());
                 Outcome::Filled(Lease::new(Store::Buf(buf)))
             }
-            (None, Some(result)) => self.end_of(from, result),
-            (None, None) => unreachable!("what is held is not empty"),
+            (None, end) => self.end_of(from, end.unwrap_or(0)),
         };
         self.ready.push(Done { token, outcome });
     }
@@ -193,10 +188,10 @@ impl Uring {
                 if result < 0 {
                     self.note_fault(from, Fault::from_errno(-result));
                 }
-                receive.held.get_or_insert_default().end = Some(result);
+                receive.end = Some(result);
             }
         }
-        if entry.pending > 0 || receive.held.is_some() {
+        if entry.pending > 0 || !receive.is_spent() {
             self.entries[key as usize] = Some(entry);
             return;
         }
@@ -209,7 +204,7 @@ impl Uring {
     pub(super) fn stop_receive(&mut self, key: Key) {
         let entry = self.entries[key as usize].as_mut().expect("a receive has its entry");
         let Work::Receive(receive) = &mut entry.work else { unreachable!("a receive") };
-        receive.held = None;
+        (receive.held, receive.end) = (None, None);
         if entry.pending > 0 {
             return self.cancel(key, Part::Main);
         }
