@@ -4,10 +4,14 @@ use std::net::SocketAddr;
 
 use zproxy_io::{Driver, Ending, Fault, Op, Sock, Token};
 
+use crate::resolver::Addresses;
+
 /// A dial under way.
 #[derive(Debug)]
 pub(crate) struct Dial {
-    rest: std::vec::IntoIter<SocketAddr>,
+    addresses: Addresses,
+    /// So many of them were dialled.
+    tried: usize,
     /// The socket that is being connected …
     pub(crate) sock: Sock,
     /// … to this address.
@@ -41,19 +45,18 @@ impl Dial {
     /// `speaks_first` tells whether there are bytes to send as soon as one succeeds.
     pub(crate) fn start<D: Driver>(
         driver: &mut D,
-        addresses: Vec<SocketAddr>,
+        addresses: Addresses,
         speaks_first: bool,
         connect: Token,
     ) -> Result<Self, DialFault> {
-        let mut rest = addresses.into_iter();
-        let last = DialFault::Unresolved;
-        let (sock, to) = attempt(driver, &mut rest, speaks_first, connect, last)?;
-        Ok(Self { rest, sock, to, speaks_first })
+        let (mut tried, last) = (0, DialFault::Unresolved);
+        let (sock, to) = attempt(driver, &addresses, &mut tried, speaks_first, connect, last)?;
+        Ok(Self { addresses, tried, sock, to, speaks_first })
     }
 
     /// The addresses that have not been dialled.
-    pub(crate) fn rest(&self) -> Vec<SocketAddr> {
-        self.rest.as_slice().to_vec()
+    pub(crate) fn rest(&self) -> Addresses {
+        self.addresses[self.tried..].into()
     }
 
     /// The present attempt has failed: closes its socket and dials the next address.
@@ -66,19 +69,22 @@ impl Dial {
     ) -> Result<(), DialFault> {
         driver.submit(close, Op::Close { sock: self.sock, how: Ending::Reset });
         let (speaks_first, last) = (self.speaks_first, DialFault::Fault(fault));
-        (self.sock, self.to) = attempt(driver, &mut self.rest, speaks_first, connect, last)?;
+        let (addresses, tried) = (&self.addresses, &mut self.tried);
+        (self.sock, self.to) = attempt(driver, addresses, tried, speaks_first, connect, last)?;
         Ok(())
     }
 }
 
 fn attempt<D: Driver>(
     driver: &mut D,
-    rest: &mut std::vec::IntoIter<SocketAddr>,
+    addresses: &[SocketAddr],
+    tried: &mut usize,
     speaks_first: bool,
     connect: Token,
     mut last: DialFault,
 ) -> Result<(Sock, SocketAddr), DialFault> {
-    for to in rest {
+    while let Some(&to) = addresses.get(*tried) {
+        *tried += 1;
         match driver.socket(&to) {
             Ok(sock) => {
                 if speaks_first {

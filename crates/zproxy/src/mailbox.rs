@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use zproxy_proto::id::TunnelId;
 use zproxy_proto::wire::Attach;
 
+use crate::resolver::Addresses;
+
 /// From the control thread (or the resolver) to a data core.
 #[derive(Debug)]
 pub(crate) enum Tell {
@@ -19,7 +21,7 @@ pub(crate) enum Tell {
     /// The session is over: its flows are reset and its proxy_conns closed.
     SessionOver,
     /// The resolver's answer for the tunnel of this number.
-    Resolved { number: usize, addresses: Vec<SocketAddr> },
+    Resolved { number: usize, addresses: Addresses },
     /// No new flows; report what is left.
     Drain,
     /// Log what was counted.
@@ -38,7 +40,7 @@ pub(crate) enum Report {
     /// A data core has ended; not well when nobody had asked for it.
     Ended { core: usize, is_well: bool },
     /// The resolver's answer for the gateway's name, to the question of this number.
-    Resolved { question: u64, addresses: Vec<SocketAddr> },
+    Resolved { question: u64, addresses: Addresses },
     /// The operator asks what was counted.
     Stats,
     /// The operator asks to stop: finish, and at once when asked again.

@@ -1,13 +1,17 @@
 //! Name resolution, off every loop: one thread that asks the system's resolver.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 use zproxy_ops::values::HostPort;
 
 /// What to do with the answer; runs on the resolver's thread, so it should only pass it on. An empty
 /// list means that the name does not resolve.
-pub(crate) type Reply = Box<dyn FnOnce(Vec<SocketAddr>) + Send>;
+pub(crate) type Reply = Box<dyn FnOnce(Addresses) + Send>;
+
+/// The addresses of a name, in the order in which they are to be tried. Shared, so that a flow costs
+/// no copy.
+pub(crate) type Addresses = Arc<[SocketAddr]>;
 
 /// The way to the resolver's thread.
 #[derive(Clone, Debug)]
@@ -35,11 +39,7 @@ impl Resolver {
     }
 
     /// Asks for the addresses of a target.
-    pub(crate) fn ask(
-        &self,
-        target: HostPort,
-        reply: impl FnOnce(Vec<SocketAddr>) + Send + 'static,
-    ) {
+    pub(crate) fn ask(&self, target: HostPort, reply: impl FnOnce(Addresses) + Send + 'static) {
         // The thread lives as long as `self`.
         let _ = self.ask.send((target, Box::new(reply)));
     }
@@ -51,7 +51,7 @@ pub(crate) fn literal(target: &HostPort) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, target.port))
 }
 
-fn resolve(target: &HostPort) -> Vec<SocketAddr> {
+fn resolve(target: &HostPort) -> Addresses {
     let found = (target.host.as_str(), target.port).to_socket_addrs();
     found.map(Iterator::collect).unwrap_or_default()
 }

@@ -76,7 +76,7 @@ impl Questions {
 impl Question {
     /// Answers it; without an address the name does not resolve.
     pub fn answer(self, addresses: Vec<SocketAddr>) {
-        (self.reply)(addresses);
+        (self.reply)(addresses.into());
     }
 }
 

@@ -26,6 +26,8 @@ pub struct Gateway<D: Driver> {
     pub cores: Vec<DataCore<D>>,
     /// Asks it to stop.
     pub stops: Stops,
+    /// Where clients dial it.
+    pub ctl_at: SocketAddr,
 }
 
 /// The control core.
@@ -90,7 +92,7 @@ pub fn gateway<D: Driver>(
         grace: settings.grace,
         random,
     });
-    Ok(Gateway { control: ControlCore(control), cores: made, stops })
+    Ok(Gateway { control: ControlCore(control), cores: made, stops, ctl_at })
 }
 
 impl<D: Driver> ControlCore<D> {

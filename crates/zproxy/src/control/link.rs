@@ -14,7 +14,7 @@ use zproxy_relay::{Key, Name};
 use super::{CONNECT, Control, Phase, RECV, SEND, lost_by};
 use crate::dial::{Dial, DialFault};
 use crate::mailbox::{Report, Tell};
-use crate::resolver;
+use crate::resolver::{self, Addresses};
 
 /// Bytes received at a time on the ctl_conn.
 const RECV_SIZE: usize = 16 << 10;
@@ -98,7 +98,7 @@ impl<D: Driver> Control<'_, D> {
     fn resolve(&mut self) {
         let server = &self.settings.server;
         if let Some(address) = resolver::literal(server) {
-            return self.dial(vec![address]);
+            return self.dial([address].into());
         }
         self.question += 1;
         self.link = Link::Resolving;
@@ -108,14 +108,14 @@ impl<D: Driver> Control<'_, D> {
         });
     }
 
-    pub(super) fn on_resolved(&mut self, question: u64, addresses: Vec<SocketAddr>) {
+    pub(super) fn on_resolved(&mut self, question: u64, addresses: Addresses) {
         if matches!(self.link, Link::Resolving) && question == self.question {
             self.dial(addresses);
         }
     }
 
     /// Dials the addresses in their order, each with the whole time limit.
-    fn dial(&mut self, addresses: Vec<SocketAddr>) {
+    fn dial(&mut self, addresses: Addresses) {
         let key = self.attempts.insert(());
         let connect = Name { kind: CONNECT, key }.token();
         match Dial::start(&mut self.driver, addresses, true, connect) {

@@ -1,7 +1,7 @@
 //! One data core of `zproxy forward`.
 
 use std::net::SocketAddr;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
@@ -17,7 +17,7 @@ use crate::accept::{Accepting, Then};
 use crate::deadlines::Deadlines;
 use crate::dial::{Dial, DialFault};
 use crate::flows::{By, End, Ended, FlowLimits, Looks};
-use crate::resolver::Resolver;
+use crate::resolver::{Addresses, Resolver};
 use crate::targets::{Known, Target};
 
 const ACCEPT: u8 = kind::OWNERS;
@@ -44,7 +44,7 @@ pub(super) enum Tell<H> {
     /// Listen with this socket for the route of this number.
     Listen { route: usize, listener: H },
     /// The resolver's answer for a route.
-    Resolved { route: usize, addresses: Vec<SocketAddr> },
+    Resolved { route: usize, addresses: Addresses },
     /// No new connections; end when the last flow has.
     Drain,
     /// Log what was counted.
@@ -254,8 +254,8 @@ impl<D: Driver> Worker<D> {
                 Tell::Resolved { route, addresses } => {
                     let now = self.driver.now();
                     let target = &mut self.routes[route].target;
-                    for key in target.answer(addresses.clone(), now) {
-                        self.dial(key, addresses.clone());
+                    for key in target.answer(Arc::clone(&addresses), now) {
+                        self.dial(key, Arc::clone(&addresses));
                     }
                 }
                 Tell::Drain => self.drain(),
@@ -342,7 +342,7 @@ impl<D: Driver> Worker<D> {
         }
     }
 
-    fn dial(&mut self, key: Key, addresses: Vec<SocketAddr>) {
+    fn dial(&mut self, key: Key, addresses: Addresses) {
         // The link may have met its deadline while the resolver was at work.
         let Some(link) = self.links.get_mut(key) else { return };
         let connect = Name { kind: CONNECT, key }.token();

@@ -1,6 +1,6 @@
 //! The flows of a data core: from a `Start` over the dial to the end.
 
-use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::debug;
@@ -14,6 +14,7 @@ use super::{CLOSE, CONNECT_LOCAL, Phase, Worker};
 use crate::dial::{Dial, DialFault};
 use crate::flows::{By, End, Ended};
 use crate::mailbox::Tell;
+use crate::resolver::Addresses;
 use crate::targets::Known;
 
 /// A flow and its local conn.
@@ -61,7 +62,7 @@ pub(super) enum Stage {
     /// The dial has come to nothing; its socket is closed.
     Failed,
     Flowing {
-        flow: Box<Flow>,
+        flow: Flow,
         bound_at: Duration,
     },
 }
@@ -132,14 +133,14 @@ impl<D: Driver> Worker<D> {
         }
     }
 
-    pub(super) fn on_resolved(&mut self, number: usize, addresses: &[SocketAddr]) {
+    pub(super) fn on_resolved(&mut self, number: usize, addresses: &Addresses) {
         let now = self.driver.now();
-        for key in self.services[number].target.answer(addresses.to_vec(), now) {
-            self.dial_local(key, addresses.to_vec());
+        for key in self.services[number].target.answer(Arc::clone(addresses), now) {
+            self.dial_local(key, Arc::clone(addresses));
         }
     }
 
-    fn dial_local(&mut self, key: Key, addresses: Vec<SocketAddr>) {
+    fn dial_local(&mut self, key: Key, addresses: Addresses) {
         // The flow may have ended while the resolver was at work.
         let Some(local) = self.flows.get_mut(key) else { return };
         let connect = Name { kind: CONNECT_LOCAL, key }.token();
@@ -198,7 +199,7 @@ impl<D: Driver> Worker<D> {
         let local = self.flows.get_mut(key).expect("its dial has just succeeded");
         let conn = self.conns.get_mut(local.conn).expect("a flow is on a live proxy_conn");
         let keys = Keys { flow: key, far: local.conn };
-        let mut flow = Box::new(Flow::new(near, conn.sock));
+        let mut flow = Flow::new(near, conn.sock);
         flow.far_watched = conn.far_watched;
         flow.start_outbound(&mut self.driver, keys);
         let opened = flow.open_outbound(&mut self.driver, keys);

@@ -121,7 +121,7 @@ impl<D: Driver> Worker<D> {
         let keys = Keys { flow: key, far: conn_key };
         flow.open_inbound(&mut self.driver, keys);
         let bound = Bound { id, conn: conn_key, bound_at: now, flow, ended_first: None };
-        public.state = PublicState::Flowing(Box::new(bound));
+        public.state = PublicState::Flowing(bound);
         self.feed(conn_key, Input::Bind(id));
     }
 
