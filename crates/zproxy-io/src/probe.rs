@@ -321,7 +321,6 @@ fn opcode_features(ring: &IoUring) -> io::Result<Vec<Feature>> {
     ring.submitter().register_probe(&mut list)?;
     let rows = [
         ("IORING_OP_ACCEPT", Version::new(5, 5), opcode::Accept::CODE),
-        ("IORING_OP_CONNECT", Version::new(5, 5), opcode::Connect::CODE),
         ("IORING_OP_RECV", Version::new(5, 6), opcode::Recv::CODE),
         ("IORING_OP_SEND", Version::new(5, 6), opcode::Send::CODE),
         ("IORING_OP_SPLICE", Version::new(5, 7), opcode::Splice::CODE),

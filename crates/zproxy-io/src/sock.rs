@@ -49,6 +49,24 @@ pub(crate) fn open(to: &SocketAddr) -> io::Result<OwnedFd> {
     Ok(sock)
 }
 
+/// Connects as far as that needs no waiting; false: it is under way, until the socket becomes writable.
+/// On loopback a connect that cannot wait is over when it returns and does not know it yet: the answer
+/// comes while the call still has the socket locked. Asking once more is cheaper than a poll.
+pub(crate) fn connect(fd: RawFd, to: &SocketAddr) -> io::Result<bool> {
+    let address = (*to).into();
+    for _ in 0..if is_loopback(to) { 2 } else { 1 } {
+        match sys::connect(fd, &address) {
+            Ok(()) => return Ok(true),
+            // An interrupted connect goes on by itself, as one in progress does.
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EINPROGRESS | libc::EALREADY | libc::EINTR) => {}
+                _ => return Err(error),
+            },
+        }
+    }
+    Ok(false)
+}
+
 /// Makes an accepted socket ready. What it has of its listener is all that most need.
 pub(crate) fn accepted(fd: RawFd, peer: Option<&SocketAddr>) {
     if let Some(peer) = peer {
@@ -68,10 +86,14 @@ pub(crate) fn speaks_first(fd: RawFd) {
 /// loopback has the cheapest congestion control, which every kernel has; whatever leaves the machine
 /// keeps the system's.
 fn ease(fd: RawFd, peer: &SocketAddr) {
-    if peer.ip().to_canonical().is_loopback() {
+    if is_loopback(peer) {
         // Without it there is only less speed.
         let _ = sys::set_congestion_control(fd, c"reno");
     }
+}
+
+fn is_loopback(addr: &SocketAddr) -> bool {
+    addr.ip().to_canonical().is_loopback()
 }
 
 /// Options that accepted sockets inherit from their listener (Linux copies them).

@@ -248,10 +248,9 @@ impl Outbound {
 
 /// Connects as far as that needs no waiting.
 pub(super) fn begin_connect(entry: &mut Entry, to: &SocketAddr) -> Connecting {
-    match sys::connect(entry.raw(), &(*to).into()) {
-        Ok(()) => Connecting::Over(None),
-        // An interrupted connect goes on by itself, as one in progress does.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::EINTR)) => {
+    match sock::connect(entry.raw(), to) {
+        Ok(true) => Connecting::Over(None),
+        Ok(false) => {
             entry.ready.writable = false;
             Connecting::UnderWay
         }

@@ -2,7 +2,7 @@
 
 use super::receive::Receive;
 use super::rounds::{Drain, Fill};
-use crate::{Fault, Outcome, Sock, Token, sys};
+use crate::{Fault, Outcome, Sock, Token};
 
 /// Which completion of an operation: the high half of `user_data`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,9 +50,9 @@ pub(super) enum Work {
         /// It is being cancelled, and not armed again.
         is_recalled: bool,
     },
+    /// Waiting until it is writable.
     Connect {
         sock: Sock,
-        address: Box<sys::Address>,
     },
     Recv {
         sock: Sock,

@@ -50,8 +50,6 @@ use rounds::Drain;
 const RESULTS_PER_TURN: usize = 16;
 /// So many turns with results may pass between two looks at what else has happened.
 const BLIND_TURNS_MAX: u8 = 4;
-/// Boxes of addresses that are kept.
-const SPARE_ADDRESSES_MAX: usize = 64;
 
 /// The io_uring driver.
 #[derive(Debug)]
@@ -64,9 +62,6 @@ pub struct Uring {
     pipes: Rc<PipePool>,
     bufs: Rc<BufPool>,
     group: Rc<Group>,
-    /// What earlier connects were told in, for the next ones.
-    #[expect(clippy::vec_box, reason = "the kernel reads a box where it is; the list moves")]
-    addresses: Vec<Box<sys::Address>>,
     relay: RelayMode,
     busy: BusyPoll,
     /// When the last wait ended.
@@ -128,7 +123,6 @@ impl Uring {
             pipes: PipePool::new(),
             bufs: BufPool::new(),
             group,
-            addresses: Vec::new(),
             relay: config.relay,
             busy: BusyPoll::new(config.busy_poll),
             now: sys::now(),
@@ -198,6 +192,26 @@ impl Uring {
         let key = self.occupy(places);
         let step = self.first_drain(&mut drain, key);
         self.enter_first(token, places, step, || Work::Drain(Box::new(drain)));
+    }
+
+    /// As [`Self::start`]; what the kernel answers at once needs no poll.
+    fn start_connect(&mut self, token: Token, sock: Sock, to: &SocketAddr) {
+        let work = Work::Connect { sock };
+        let places = Places::of(&work);
+        if !self.is_open(token, places) {
+            return;
+        }
+        let key = self.occupy(places);
+        let fd = self.fd(sock);
+        let step = match sock::connect(fd.0, to) {
+            Ok(true) => Step::Finish(Outcome::Connected),
+            Ok(false) => {
+                let entry = opcode::PollAdd::new(fd, libc::POLLOUT as u32).build();
+                self.queue(entry, key, Part::Main)
+            }
+            Err(error) => self.failed_on(sock, -error.raw_os_error().unwrap_or(libc::EIO)),
+        };
+        self.enter_first(token, places, step, || work);
     }
 
     /// Whether an operation's sockets can be worked with; if not, it has failed.
@@ -272,10 +286,7 @@ impl Uring {
     fn first_step(&mut self, work: &mut Work, key: Key) -> Step {
         match work {
             Work::Accept { listener, .. } => self.accept_step(*listener, key),
-            Work::Connect { sock, address } => {
-                let entry = opcode::Connect::new(self.fd(*sock), address.as_ptr(), address.len());
-                self.queue(entry.build(), key, Part::Main)
-            }
+            Work::Connect { .. } => unreachable!("a connect has a start of its own"),
             Work::Recv { sock, buf, max } => {
                 buf.reserve(*max);
                 self.recv_step(*sock, buf, *max, key)
@@ -302,13 +313,7 @@ impl Uring {
                 assert_eq!(entry.pending, 0, "an operation ended with completions outstanding");
                 self.entries.remove(key as usize);
                 self.ready.push(Done { token: entry.token, outcome });
-                let places = Places::of(&entry.work);
-                if let Work::Connect { address, .. } = entry.work
-                    && self.addresses.len() < SPARE_ADDRESSES_MAX
-                {
-                    self.addresses.push(address);
-                }
-                return self.vacate(places);
+                return self.vacate(Places::of(&entry.work));
             }
             Step::Yield(outcome) => {
                 assert!(entry.pending > 0, "a receive that goes on has not ended");
@@ -320,13 +325,6 @@ impl Uring {
             }
         }
         self.entries[key as usize] = Some(entry);
-    }
-
-    /// An address where the kernel can read it until the connect is over.
-    fn boxed(&mut self, to: SocketAddr) -> Box<sys::Address> {
-        let Some(mut address) = self.addresses.pop() else { return Box::new(to.into()) };
-        *address = to.into();
-        address
     }
 
     /// One completion has come home.
@@ -362,8 +360,7 @@ impl Uring {
                 let ends = *is_recalled || self.is_closing(*listener);
                 self.on_accept(*listener, token, key, result, pending, ends)
             }
-            Work::Connect { sock, .. } if result < 0 => self.failed_on(*sock, result),
-            Work::Connect { .. } => Step::Finish(Outcome::Connected),
+            Work::Connect { sock } => self.on_writable(*sock, result),
             Work::Recv { sock, buf, max } => self.on_recv(*sock, buf, *max, key, result),
             Work::Send { sock, buf, sent } => self.on_send(*sock, buf, sent, key, result),
             Work::Watch { sock, seen } => self.on_watch(*sock, seen, key, result, pending),
@@ -534,7 +531,7 @@ impl Driver for Uring {
     fn submit(&mut self, token: Token, op: Op) {
         let work = match op {
             Op::Accept { listener } => Work::Accept { listener, is_recalled: false },
-            Op::Connect { sock, to } => Work::Connect { sock, address: self.boxed(to) },
+            Op::Connect { sock, to } => return self.start_connect(token, sock, &to),
             Op::Recv { sock, buf, max } => Work::Recv { sock, buf, max },
             Op::Send { sock, buf } => Work::Send { sock, buf, sent: 0 },
             Op::Watch { sock } => Work::Watch { sock, seen: None },

@@ -8,10 +8,9 @@ use std::io;
 use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, squeue};
 
-const OPCODES: [u8; 7] = [
+const OPCODES: [u8; 6] = [
     opcode::Accept::CODE,
     opcode::AsyncCancel::CODE,
-    opcode::Connect::CODE,
     opcode::PollAdd::CODE,
     opcode::Recv::CODE,
     opcode::Send::CODE,

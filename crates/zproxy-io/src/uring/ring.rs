@@ -278,7 +278,6 @@ fn check_opcodes(ring: &IoUring) -> Result<(), RingError> {
         .map_err(|error| RingError::Setup(RingRefusal::from_setup(error)))?;
     let needed = [
         ("IORING_OP_ACCEPT", opcode::Accept::CODE),
-        ("IORING_OP_CONNECT", opcode::Connect::CODE),
         ("IORING_OP_RECV", opcode::Recv::CODE),
         ("IORING_OP_SEND", opcode::Send::CODE),
         ("IORING_OP_SPLICE", opcode::Splice::CODE),

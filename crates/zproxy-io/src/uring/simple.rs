@@ -88,6 +88,19 @@ impl Uring {
         failed(result)
     }
 
+    /// A connect that had to wait is over, one way or the other.
+    pub(super) fn on_writable(&mut self, sock: Sock, result: i32) -> Step {
+        if result < 0 {
+            return self.failed_on(sock, result);
+        }
+        let errno = sys::option(self.fd(sock).0, libc::SOL_SOCKET, libc::SO_ERROR).unwrap_or(0);
+        match errno {
+            0 if result & i32::from(libc::POLLHUP) != 0 => self.failed_on(sock, -libc::ECONNRESET),
+            0 => Step::Finish(Outcome::Connected),
+            errno => self.failed_on(sock, -errno),
+        }
+    }
+
     pub(super) fn on_recv(
         &mut self,
         sock: Sock,
