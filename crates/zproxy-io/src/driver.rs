@@ -42,6 +42,13 @@ pub trait Driver {
         let _ = sock;
     }
 
+    /// From now on the kernel asks after the other end of a connection while that is silent, and fails it
+    /// when there is no answer. Accepted connections have that from their listener; one that was
+    /// dialled and does not live long does well without these system calls.
+    fn keep_alive(&mut self, sock: Sock) {
+        let _ = sock;
+    }
+
     /// Takes over a socket from another driver.
     fn adopt(&mut self, handle: Self::Handle) -> Sock;
 

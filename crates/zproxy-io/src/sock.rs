@@ -35,6 +35,7 @@ pub fn listen(at: SocketAddr, options: ListenOptions) -> io::Result<(OwnedFd, So
         sys::set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0)?;
     }
     prepare(fd)?;
+    keep_alive(fd)?;
     sys::bind(fd, &at)?;
     sys::listen(fd, BACKLOG)?;
     let at = sys::sock_name(fd)?;
@@ -100,11 +101,15 @@ fn is_loopback(addr: &SocketAddr) -> bool {
 fn prepare(fd: RawFd) -> io::Result<()> {
     sys::set_option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
     sys::set_option(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE, 1)?;
+    sys::set_linger(fd, Some(0))
+}
+
+/// See [`crate::Driver::keep_alive`]. Inherited too.
+pub(crate) fn keep_alive(fd: RawFd) -> io::Result<()> {
     sys::set_option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1)?;
     sys::set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, KEEPALIVE_IDLE)?;
     sys::set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, KEEPALIVE_INTERVAL)?;
-    sys::set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, KEEPALIVE_PROBES)?;
-    sys::set_linger(fd, Some(0))
+    sys::set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, KEEPALIVE_PROBES)
 }
 
 /// Closes with FIN, after everything in the send buffer.
@@ -149,6 +154,20 @@ mod tests {
         assert_eq!(sys::congestion_control(conn.as_raw_fd()).unwrap(), system);
         accepted(conn.as_raw_fd(), peer.as_ref());
         assert_eq!(sys::congestion_control(conn.as_raw_fd()).unwrap(), "reno");
+    }
+
+    /// A connection is asked after when that was wanted, and every accepted one from the start.
+    #[test]
+    fn keep_alive_is_asked_for_or_inherited() {
+        let is_kept = |fd: RawFd| sys::option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE).unwrap();
+        let idle = |fd: RawFd| sys::option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE).unwrap();
+        let dialled = open(&at(1)).unwrap();
+        assert_eq!(is_kept(dialled.as_raw_fd()), 0);
+        keep_alive(dialled.as_raw_fd()).unwrap();
+        let (listener, _) = listen(at(0), ListenOptions::default()).unwrap();
+        for fd in [dialled.as_raw_fd(), listener.as_raw_fd()] {
+            assert_eq!((is_kept(fd), idle(fd)), (1, KEEPALIVE_IDLE));
+        }
     }
 
     /// The kernel has taken the hint.

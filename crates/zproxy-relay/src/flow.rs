@@ -79,6 +79,8 @@ pub struct Flow {
     pub near_watched: bool,
     /// Whether a watch of the far end is in flight, perhaps since an earlier flow.
     pub far_watched: bool,
+    /// The end that was dialled for this flow, until the kernel has been told to ask after it.
+    pub dialled: Option<End>,
     /// Bytes put, both ways, at the last look.
     seen: u64,
     /// Looks in a row at which nothing had moved.
@@ -98,6 +100,7 @@ impl Flow {
             inbound: Pump::new(far, near),
             near_watched: false,
             far_watched: false,
+            dialled: None,
             seen: 0,
             still: 0,
             paths: [Path::default(); 2],
@@ -196,8 +199,14 @@ impl Flow {
 
     /// To be called about once a second; tells at how many calls in a row nothing had moved. A conn on
     /// which nothing waits for bytes (its direction has ended, or its bytes wait for the other end)
-    /// would not be seen to die: it gets a watch. Short flows never live to see one.
+    /// would not be seen to die: it gets a watch, and one that was dialled is kept alive from the first
+    /// look on. Short flows never live to see one.
     pub fn look<D: Driver>(&mut self, driver: &mut D, keys: Keys) -> u32 {
+        match self.dialled.take() {
+            Some(End::Near) => driver.keep_alive(self.near),
+            Some(End::Far) => driver.keep_alive(self.far),
+            None => {}
+        }
         let moved = self.outbound.put() + self.inbound.put();
         self.still = if moved == self.seen { self.still.saturating_add(1) } else { 0 };
         self.seen = moved;

@@ -52,6 +52,10 @@ impl<D: Driver> Driver for Prompt<D> {
         self.0.speaks_first(sock);
     }
 
+    fn keep_alive(&mut self, sock: Sock) {
+        self.0.keep_alive(sock);
+    }
+
     fn adopt(&mut self, handle: D::Handle) -> Sock {
         self.0.adopt(handle)
     }

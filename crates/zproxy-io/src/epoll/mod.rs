@@ -255,6 +255,13 @@ impl Driver for Epoll {
         }
     }
 
+    fn keep_alive(&mut self, sock: Sock) {
+        if let Some(entry) = self.socks.get(sock) {
+            // A failure means that the connection is gone, which its operations report.
+            let _ = sock::keep_alive(entry.raw());
+        }
+    }
+
     fn adopt(&mut self, handle: OwnedFd) -> Sock {
         self.insert(handle)
     }

@@ -467,6 +467,13 @@ impl Driver for Uring {
         sock::speaks_first(self.fd(sock).0);
     }
 
+    fn keep_alive(&mut self, sock: Sock) {
+        if let Some(entity) = self.socks.get(sock) {
+            // A failure means that the connection is gone, which its operations report.
+            let _ = sock::keep_alive(entity.fd.as_raw_fd());
+        }
+    }
+
     fn adopt(&mut self, handle: OwnedFd) -> Sock {
         self.insert(handle)
     }

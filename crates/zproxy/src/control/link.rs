@@ -171,6 +171,7 @@ impl<D: Driver> Control<'_, D> {
     fn open(&mut self, key: Key) {
         let Link::Dialling { dial, .. } = &self.link else { unreachable!("only a dial connects") };
         let (sock, gateway) = (dial.sock, dial.to);
+        self.driver.keep_alive(sock);
         let config = ClientConfig {
             token: self.token.clone(),
             client_id: self.identity.id,

@@ -379,6 +379,7 @@ impl<D: Driver> Worker<D> {
         let now = self.driver.now();
         let link = self.links.get_mut(key).expect("its dial has just succeeded");
         let mut flow = Box::new(Flow::new(link.near, far));
+        flow.dialled = Some(relay::End::Far);
         let keys = Keys { flow: key, far: key };
         flow.start_outbound(&mut self.driver, keys);
         flow.start_inbound(&mut self.driver, keys);

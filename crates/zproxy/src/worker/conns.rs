@@ -126,6 +126,7 @@ impl<D: Driver> Worker<D> {
             Ok(sock) => sock,
             Err(fault) => return self.note_unreachable(fault),
         };
+        self.driver.keep_alive(sock);
         let state = State::Connecting(attach);
         let key = self.conns.insert(Conn {
             proxy,

@@ -64,6 +64,7 @@ impl<D: Driver> Worker<D> {
                 return self.reports.push(Report::LaneLost { core: self.core, gateway_core });
             }
         };
+        self.driver.keep_alive(sock);
         let machine = Lane::new(Role::Client, attach.proxy);
         let (stage, line, path) = (Stage::Connecting(attach), Line::new(sock), Path::default());
         let key = self.lanes.insert(LaneConn { machine, line, stage, path });

@@ -201,6 +201,7 @@ impl<D: Driver> Worker<D> {
         let keys = Keys { flow: key, far: local.conn };
         let mut flow = Flow::new(near, conn.sock);
         flow.far_watched = conn.far_watched;
+        flow.dialled = Some(relay::End::Near);
         flow.start_outbound(&mut self.driver, keys);
         let opened = flow.open_outbound(&mut self.driver, keys);
         assert_eq!(opened, Heard::Nothing, "nothing has come yet");
