@@ -58,6 +58,11 @@ pub(crate) struct RunFlags {
     #[arg(long, value_name = "S", value_parser = parse_seconds)]
     pub(crate) warm_up: Option<f64>,
 
+    /// Start the programs anew for every measurement: what chance decides at a start, such as which
+    /// cores talk to each other, is then drawn again in each round
+    #[arg(long)]
+    pub(crate) restart: bool,
+
     /// How the load generator touches bulk bytes; light leaves more of the machine to the relay
     #[arg(long, value_enum, default_value_t = Style::Plain)]
     pub(crate) load: Style,

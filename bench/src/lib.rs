@@ -146,6 +146,7 @@ fn compare(flags: &RunFlags) -> Result<bool, String> {
         systems,
         workloads,
         rounds,
+        restart: flags.restart,
         method: Method {
             warm_up: Duration::from_secs_f64(warm_up_s),
             window: Duration::from_secs_f64(window_s),

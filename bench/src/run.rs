@@ -34,6 +34,8 @@ pub(crate) struct Runner {
     pub(crate) systems: Vec<System>,
     pub(crate) workloads: Vec<Workload>,
     pub(crate) rounds: usize,
+    /// Every measurement has programs of its own.
+    pub(crate) restart: bool,
     pub(crate) method: Method,
     pub(crate) json: Option<PathBuf>,
 }
@@ -59,7 +61,11 @@ impl Runner {
         let mut total = Duration::ZERO;
         for workload in &self.workloads {
             let systems = self.systems.iter().filter(|one| workload.unfit_for(one).is_none());
-            let more = if workload.needs_fresh() { 1500 } else { 0 };
+            let more = match workload.needs_fresh() {
+                true => 1500,
+                false if self.restart => 500,
+                false => 0,
+            };
             let each = per_round + Duration::from_millis(more);
             let rounds = self.rounds_of(workload) * systems.count();
             total += each * u32::try_from(rounds).unwrap_or(u32::MAX);
@@ -146,6 +152,9 @@ impl Runner {
         progress: &mut Progress,
     ) -> Result<std::collections::BTreeMap<String, f64>, String> {
         let mut fresh = None;
+        if self.restart {
+            progress.up.remove(name);
+        }
         if workload.needs_fresh() {
             // One that is up would only disturb.
             progress.up.remove(name);
