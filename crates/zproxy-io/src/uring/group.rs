@@ -2,7 +2,7 @@
 //! waits holds none.
 
 use std::alloc::{self, Layout};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -12,11 +12,16 @@ use io_uring::types::BufRingEntry;
 
 use super::ring::Ring;
 
-/// Size of one buffer in bytes. The kernel uses the buffers in turn, so all of them together had
-/// better stay in the cache; larger messages take the next path.
+/// Size of one buffer in bytes; larger messages take the next path.
 pub(super) const BUF_SIZE: usize = 4 << 10;
 /// Buffers of the group; a power of two. When all are out, receives go through heap buffers.
 const BUFS: u16 = 256;
+/// So many of them the kernel has at first, and at least. It uses what it has in turn, so that each is
+/// out of the nearest cache when its turn comes; the fewer they are, the warmer they stay. It gets twice
+/// as many whenever it runs out, …
+const GIVEN_MIN: u16 = 32;
+/// … and half as many again after so many receives for which it had enough.
+const CALM: u16 = 16 << 10;
 const GROUP: u16 = 0;
 const PAGE: usize = 4096;
 
@@ -26,6 +31,14 @@ pub(crate) struct Group {
     entries: NonNull<BufRingEntry>,
     bytes: NonNull<u8>,
     tail: Cell<u16>,
+    /// Buffers that nobody has, the warmest last.
+    spare: RefCell<Vec<u16>>,
+    /// Buffers that the kernel has, as far as its completions have told.
+    given: Cell<u16>,
+    /// Buffers that the kernel is to have.
+    wanted: Cell<u16>,
+    /// Receives since it ran out.
+    calm: Cell<u16>,
     pub(crate) leased: Cell<u64>,
     pub(crate) returned: Cell<u64>,
     /// Set when the ring could not be emptied before it went; the memory then stays for ever.
@@ -55,6 +68,10 @@ impl Group {
             entries,
             bytes,
             tail: Cell::new(0),
+            spare: RefCell::new((0..BUFS).rev().collect()),
+            given: Cell::new(0),
+            wanted: Cell::new(GIVEN_MIN),
+            calm: Cell::new(0),
             leased: Cell::new(0),
             returned: Cell::new(0),
             abandoned: Cell::new(false),
@@ -63,9 +80,7 @@ impl Group {
         // SAFETY: the memory is page-aligned, large enough for the entries, and lives as long as the
         // ring (the driver empties the ring before it frees the group, or abandons the memory).
         unsafe { ring.submitter().register_buf_ring_with_flags(address, BUFS, GROUP, 0) }?;
-        for id in 0..BUFS {
-            group.give(id);
-        }
+        group.top_up();
         Ok(group)
     }
 
@@ -74,7 +89,24 @@ impl Group {
         GROUP
     }
 
-    /// Gives a buffer (back) to the kernel.
+    /// Gives the kernel as many buffers as it is to have.
+    fn top_up(&self) {
+        while self.given.get() < self.wanted.get()
+            && let Some(id) = self.spare.borrow_mut().pop()
+        {
+            self.given.set(self.given.get() + 1);
+            self.give(id);
+        }
+    }
+
+    /// The kernel has run out of buffers.
+    pub(super) fn ran_out(&self) {
+        self.wanted.set(BUFS.min(self.wanted.get() * 2));
+        self.calm.set(0);
+        self.top_up();
+    }
+
+    /// Gives a buffer to the kernel.
     fn give(&self, id: u16) {
         let tail = self.tail.get();
         // SAFETY: the index is masked to the number of entries.
@@ -104,6 +136,13 @@ impl Group {
     pub(super) fn take(self: &Rc<Self>, id: u16, count: usize) -> RingBuf {
         assert!(count <= BUF_SIZE, "the kernel filled more than the buffer");
         self.leased.set(self.leased.get() + 1);
+        self.given.set(self.given.get() - 1);
+        self.calm.set(self.calm.get() + 1);
+        if self.calm.get() == CALM {
+            self.wanted.set(GIVEN_MIN.max(self.wanted.get() / 2));
+            self.calm.set(0);
+        }
+        self.top_up();
         RingBuf { id, start: 0, end: count, group: Rc::clone(self) }
     }
 
@@ -154,6 +193,7 @@ impl RingBuf {
 impl Drop for RingBuf {
     fn drop(&mut self) {
         self.group.returned.set(self.group.returned.get() + 1);
-        self.group.give(self.id);
+        self.group.spare.borrow_mut().push(self.id);
+        self.group.top_up();
     }
 }

@@ -158,6 +158,7 @@ impl Uring {
             }
             None if goes_on => Step::Wait,
             None if -result == libc::ENOBUFS => {
+                self.group.ran_out();
                 self.again(fill, |driver, fill| driver.copy_now(fill, key))
             }
             None if is_passing(result) => {
@@ -184,7 +185,9 @@ impl Uring {
                 {
                     self.cancel(key, Part::Main);
                 }
-            } else if entry.pending == 0 && -result != libc::ENOBUFS && !is_passing(result) {
+            } else if -result == libc::ENOBUFS {
+                self.group.ran_out();
+            } else if entry.pending == 0 && !is_passing(result) {
                 if result < 0 {
                     self.note_fault(from, Fault::from_errno(-result));
                 }
