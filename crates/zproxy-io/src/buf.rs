@@ -60,15 +60,6 @@ impl Buf {
         self.end = count;
     }
 
-    /// Puts as many of these bytes behind what it holds as there is space for, and tells how many.
-    pub(crate) fn append(&mut self, bytes: &[u8]) -> usize {
-        let space = &mut self.bytes[self.end..];
-        let count = bytes.len().min(space.len());
-        space[..count].copy_from_slice(&bytes[..count]);
-        self.end += count;
-        count
-    }
-
     /// Records that the first `count` bytes of [`Self::held`] have left.
     pub(crate) fn note_out(&mut self, count: usize) {
         assert!(count <= self.end - self.start, "more bytes left the buffer than went in");

@@ -52,11 +52,10 @@ pub trait Driver {
     /// Takes over a socket from another driver.
     fn adopt(&mut self, handle: Self::Handle) -> Sock;
 
-    /// Gives a socket away. Nothing may be in flight on it, and no fill may ever have been: a driver
-    /// may go on to read for the next fill.
+    /// Gives a socket away. Nothing may be in flight on it.
     ///
     /// # Panics
-    /// When an operation is in flight, or the driver reads ahead.
+    /// When an operation is in flight.
     fn release(&mut self, sock: Sock) -> Self::Handle;
 
     /// Ends the outbound direction (FIN after what was sent). Failures mean that the connection is

@@ -54,14 +54,13 @@ pub enum Op {
     /// No bytes move and a mere FIN of the peer does not complete it.
     Watch { sock: Sock },
     /// Wait for bytes and take some into a fresh lease: [`Outcome::Filled`], or [`Outcome::Eof`].
-    /// While it waits, no pipe and no buffer is held. From the first fill on a driver may read ahead
-    /// for the next: no other inbound operation is asked of the socket, and it is not released.
-    /// Closing it is always possible.
+    /// While it waits, no pipe and no buffer is held.
     Fill { from: Sock },
     /// Put bytes of `lease` into `to`. Ends when it put at least one: [`Outcome::Drained`]. When it
     /// could put all of them and `refill` names a source, more is taken from there if that needs no
-    /// waiting, so that one operation is a whole round. A source that was named is like one that was
-    /// filled from.
+    /// waiting, so that one operation is a whole round. Naming a source says that it will be filled
+    /// again, and a driver may begin that early: until a `Fill` of it has come home, no other inbound
+    /// operation is asked of it and it is not released. Closing it is always possible.
     Drain { lease: Lease, to: Sock, refill: Option<Sock> },
     /// Close the socket: [`Outcome::Closed`]. May be submitted at any time; every other operation
     /// in flight on the socket comes home first (with its result, or failed with

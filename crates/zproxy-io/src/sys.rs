@@ -117,9 +117,6 @@ pub(crate) fn send(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
 
 /// `IORING_RECVSEND_POLL_FIRST` (Linux 5.19): a receive waits for news before it tries.
 pub(crate) const RECV_POLL_FIRST: u16 = 1;
-/// `IORING_RECV_MULTISHOT` (Linux 6.0): a receive goes on until it fails, ends or is cancelled, each
-/// time into another buffer of its group.
-pub(crate) const RECV_MULTISHOT: u16 = 2;
 
 /// What the ring would say of a call: a count, or the errno, negative.
 pub(crate) fn result_of(call: io::Result<usize>) -> i32 {

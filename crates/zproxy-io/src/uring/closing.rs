@@ -35,9 +35,6 @@ impl Uring {
     fn is_wanted_home(&self, entry: &Entry) -> bool {
         match &entry.work {
             Work::Accept { is_recalled: true, .. } => true,
-            Work::Receive(receive) if receive.is_recalled() => true,
-            Work::Receive(receive) => self.is_closing(receive.from()),
-            Work::Fill(fill) if fill.is_recalled() => true,
             work => Places::of(work).socks().any(|sock| self.is_closing(sock)),
         }
     }
@@ -50,7 +47,7 @@ impl Uring {
         };
         assert!(entity.closing.is_none(), "a socket is closed once");
         entity.closing = Some((token, how));
-        let (keys, receive) = ([entity.inbound, entity.outbound, entity.watch], entity.receive);
+        let keys = [entity.inbound, entity.outbound, entity.watch];
         for key in keys.into_iter().flatten() {
             let entry =
                 self.entries[key as usize].as_ref().expect("an operation in flight has its entry");
@@ -58,16 +55,13 @@ impl Uring {
                 self.cancel(key, part);
             }
         }
-        if let Some(key) = receive {
-            self.stop_receive(key);
-        }
         self.close_when_empty(sock);
     }
 
     pub(super) fn close_when_empty(&mut self, sock: Sock) {
         let Some(entity) = self.socks.get(sock) else { return };
         let Some((token, how)) = entity.closing else { return };
-        if entity.inbound.or(entity.outbound).or(entity.watch).or(entity.receive).is_some() {
+        if entity.inbound.or(entity.outbound).or(entity.watch).is_some() {
             return;
         }
         let entity = self.socks.remove(sock).expect("it was there a moment ago");
@@ -95,8 +89,6 @@ impl Drop for Uring {
         let everything = types::CancelBuilder::any().all();
         let entry = opcode::AsyncCancel2::new(everything).build();
         self.ring.push(&[entry.user_data(user_data(Key::MAX, Part::Cancel))]);
-        // Of a receive that has ended only what it held is left.
-        self.entries.retain(|_, entry| entry.as_ref().is_none_or(|entry| entry.pending > 0));
         let give_up = sys::now() + Duration::from_secs(2);
         // Entries are only counted down here; nothing is continued.
         while !self.entries.is_empty() && sys::now() < give_up {

@@ -1,6 +1,5 @@
 //! Operations in flight: what the driver keeps of each until its last completion is home.
 
-use super::receive::Receive;
 use super::rounds::{Drain, Fill};
 use crate::{Fault, Outcome, Sock, Token};
 
@@ -70,8 +69,6 @@ pub(super) enum Work {
         seen: Option<Option<Fault>>,
     },
     Fill(Fill),
-    /// No operation: a receive that outlives the fill that began it.
-    Receive(Receive),
     /// Boxed, because a drain rarely waits and is large.
     Drain(Box<Drain>),
     Bell,
@@ -96,7 +93,7 @@ impl Places {
             Work::Watch { sock, .. } => Self { watch: Some(*sock), ..none },
             Work::Fill(fill) => Self { inbound: Some(fill.from), ..none },
             Work::Drain(drain) => drain.places(),
-            Work::Receive(_) | Work::Bell => none,
+            Work::Bell => none,
         }
     }
 
@@ -113,8 +110,6 @@ pub(super) enum Step {
     Submitted(u8),
     /// It is finished.
     Finish(Outcome),
-    /// It is finished, and its receive goes on for the next one.
-    Yield(Outcome),
 }
 
 /// The outcome of a negative result.

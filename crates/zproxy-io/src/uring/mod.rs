@@ -1,8 +1,8 @@
 //! The io_uring backend: one ring per core, made and used on that core's own thread.
 //!
 //! `mod` holds the sockets and the loop; `entry` is an operation in flight; `simple` accepts,
-//! receives and sends; `rounds` moves bytes, and `receive` those of small messages; `closing` brings
-//! everything home; `group` is the provided buffers; `ring` is the ring itself. An operation in flight is an
+//! receives and sends; `rounds` moves bytes; `closing` brings everything home; `group` is the provided
+//! buffers; `ring` is the ring itself. An operation in flight is an
 //! [`Entry`] in a slab; its index travels through the kernel in `user_data`, with the part of the operation that a
 //! completion belongs to. An entry is freed when its last completion is home, so a name is never
 //! reused early.
@@ -10,7 +10,6 @@
 mod closing;
 mod entry;
 mod group;
-mod receive;
 mod restrict;
 mod ring;
 mod rounds;
@@ -42,9 +41,8 @@ use crate::{
 };
 use entry::{Entry, Key, Part, Places, Step, Work, failed, is_interrupted, named_by, user_data};
 use group::Group;
-use receive::Receive;
 use ring::{Queues, Ring};
-use rounds::Drain;
+use rounds::{Drain, Fill};
 
 /// Results of one turn; more completions wait for the next one.
 const RESULTS_PER_TURN: usize = 16;
@@ -80,14 +78,10 @@ struct Entity {
     inbound: Option<Key>,
     outbound: Option<Key>,
     watch: Option<Key>,
-    /// A receive that no fill waits for.
-    receive: Option<Key>,
     closing: Option<(Token, Ending)>,
     policy: Policy,
     /// The last take left more behind, or none was tried yet: the next one need not wait for news.
     has_more: bool,
-    /// The last receive brought less than a small buffer takes.
-    is_small: bool,
     /// The last round found no room: wait for room before the next one.
     full: bool,
     /// The first fault that an operation met. The kernel tells an error once, to whoever asks first,
@@ -156,11 +150,9 @@ impl Uring {
             inbound: None,
             outbound: None,
             watch: None,
-            receive: None,
             closing: None,
             policy: Policy::new(self.relay, Path::Receive),
             has_more: true,
-            is_small: false,
             full: false,
             fault: None,
             has_shut: false,
@@ -238,7 +230,7 @@ impl Uring {
             Step::Submitted(pending) => {
                 self.entries.insert(Some(Entry { token, pending, work: work() }));
             }
-            Step::Wait | Step::Yield(_) => unreachable!("a first step has nothing to wait for"),
+            Step::Wait => unreachable!("a first step has nothing to wait for"),
         }
     }
 
@@ -299,7 +291,6 @@ impl Uring {
             Work::Watch { sock, .. } => self.watch_step(*sock, key),
             Work::Fill(fill) => self.first_fill(fill, key),
             Work::Drain(_) => unreachable!("a drain has a start of its own"),
-            Work::Receive(_) => unreachable!("a fill begins it"),
             Work::Bell => self.bell_step(key),
         }
     }
@@ -314,14 +305,6 @@ impl Uring {
                 self.entries.remove(key as usize);
                 self.ready.push(Done { token: entry.token, outcome });
                 return self.vacate(Places::of(&entry.work));
-            }
-            Step::Yield(outcome) => {
-                assert!(entry.pending > 0, "a receive that goes on has not ended");
-                let Work::Fill(fill) = &entry.work else { unreachable!("only a fill yields") };
-                self.ready.push(Done { token: entry.token, outcome });
-                self.leave(Places::of(&entry.work));
-                self.entity(fill.from).receive = Some(key);
-                entry.work = Work::Receive(Receive::left_by(fill));
             }
         }
         self.entries[key as usize] = Some(entry);
@@ -338,9 +321,6 @@ impl Uring {
             self.entries[key as usize].take().expect("an entry waits for its completions");
         if !cqueue::more(flags) {
             entry.pending -= 1;
-        }
-        if matches!(entry.work, Work::Receive(_)) {
-            return self.on_unasked(key, entry, result, flags);
         }
         let step = self.next_step(&mut entry, key, part, result, flags);
         self.settle(key, entry, step);
@@ -366,7 +346,6 @@ impl Uring {
             Work::Watch { sock, seen } => self.on_watch(*sock, seen, key, result, pending),
             Work::Fill(fill) => self.on_fill(fill, key, result, flags),
             Work::Drain(drain) => self.on_drain(drain, key, part, result, pending),
-            Work::Receive(_) => unreachable!("nobody waits for it"),
             Work::Bell if result < 0 && !is_interrupted(result) => failed(result),
             Work::Bell => {
                 self.bell.hush();
@@ -480,7 +459,7 @@ impl Driver for Uring {
 
     fn release(&mut self, sock: Sock) -> OwnedFd {
         let entity = self.socks.remove(sock).expect("a socket that this driver owns");
-        let busy = entity.inbound.or(entity.outbound).or(entity.watch).or(entity.receive);
+        let busy = entity.inbound.or(entity.outbound).or(entity.watch);
         let is_busy = busy.is_some() || entity.closing.is_some();
         assert!(!is_busy, "a released socket is at rest");
         self.stats.socks_closed += 1;
@@ -502,8 +481,7 @@ impl Driver for Uring {
     fn take_now(&mut self, from: Sock, buf: &mut Vec<u8>, max: usize) -> usize {
         let entity = self.entity(from);
         assert!(entity.inbound.is_none(), "one inbound operation at a time");
-        let is_taken = entity.receive.is_some() || entity.policy.path() == Path::Splice;
-        if is_taken || entity.closing.is_some() {
+        if entity.policy.path() == Path::Splice || entity.closing.is_some() {
             return 0;
         }
         let (fd, start) = (entity.fd.as_raw_fd(), buf.len());
@@ -542,7 +520,7 @@ impl Driver for Uring {
             Op::Recv { sock, buf, max } => Work::Recv { sock, buf, max },
             Op::Send { sock, buf } => Work::Send { sock, buf, sent: 0 },
             Op::Watch { sock } => Work::Watch { sock, seen: None },
-            Op::Fill { from } => return self.start_fill(token, from),
+            Op::Fill { from } => Work::Fill(Fill::new(from)),
             Op::Drain { lease, to, refill } => {
                 return self.start_drain(token, Drain::new(lease, to, refill));
             }

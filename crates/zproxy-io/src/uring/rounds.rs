@@ -1,7 +1,6 @@
 //! How bytes move: fills and drains, as steps of ring submissions.
 //!
-//! A fill of small messages waits in a receive whose buffer the kernel picks when bytes have come, and
-//! which goes on for the next fill (`receive`).
+//! A fill of small messages waits in a receive whose buffer the kernel picks when bytes have come.
 //! Any other waits in a poll, and then takes what is there with recv(2) or splice(2): the kernel uses
 //! the buffers of a group in turn, so large ones would be cold each time.
 //!
@@ -18,10 +17,11 @@
 //! Sockets and pipes are non-blocking throughout: a chained splice runs in a worker thread, and one
 //! that blocked there would hold its pipe and starve the others.
 
-use io_uring::{opcode, squeue, types};
+use io_uring::{cqueue, opcode, squeue, types};
 
 use super::Uring;
 use super::entry::{Key, Part, Places, Step, failed, is_interrupted, user_data};
+use super::group::{BUF_SIZE, Group};
 use crate::buf::Buf;
 use crate::lease::Store;
 use crate::pipe::Pipe;
@@ -32,16 +32,13 @@ use crate::{Fault, Lease, Outcome, Sock, SourceNow, sys};
 #[derive(Debug)]
 pub(super) struct Fill {
     pub(super) from: Sock,
-    pub(super) stage: FillStage,
+    stage: FillStage,
 }
 
 #[derive(Debug)]
-pub(super) enum FillStage {
-    /// A receive that goes on, into whichever buffer of the group is free when bytes come.
-    Receive {
-        /// It is being cancelled, because the socket's bytes take another path now.
-        is_recalled: bool,
-    },
+enum FillStage {
+    /// A receive into whichever buffer of the group is free when bytes come.
+    Receive,
     /// Waiting for bytes without a buffer.
     Poll,
     /// Bytes have come and are being spliced into a pipe.
@@ -50,18 +47,13 @@ pub(super) enum FillStage {
 
 impl Fill {
     pub(super) fn new(from: Sock) -> Self {
-        Self { from, stage: FillStage::Poll }
-    }
-
-    /// Whether its receive is being cancelled.
-    pub(super) fn is_recalled(&self) -> bool {
-        matches!(self.stage, FillStage::Receive { is_recalled: true })
+        Self { from, stage: FillStage::Receive }
     }
 
     /// The submission to cancel so that the fill comes home; none when it comes by itself.
     pub(super) fn waiting_part(&self) -> Option<Part> {
         match self.stage {
-            FillStage::Receive { .. } | FillStage::Poll => Some(Part::Main),
+            FillStage::Receive | FillStage::Poll => Some(Part::Main),
             FillStage::Splice(_) => None,
         }
     }
@@ -151,6 +143,19 @@ impl Uring {
         }
     }
 
+    fn receive(&mut self, fill: &mut Fill, key: Key) -> Step {
+        let entity = self.entity(fill.from);
+        // Where nothing is left, trying before there is news would be in vain.
+        let flags = if entity.has_more { 0 } else { sys::RECV_POLL_FIRST };
+        let entry = opcode::Recv::new(self.fd(fill.from), std::ptr::null_mut(), BUF_SIZE as u32)
+            .buf_group(Group::id())
+            .ioprio(flags)
+            .build()
+            .flags(squeue::Flags::BUFFER_SELECT);
+        fill.stage = FillStage::Receive;
+        self.queue(entry, key, Part::Main)
+    }
+
     fn poll_fill(&mut self, fill: &mut Fill, key: Key) -> Step {
         let events = libc::POLLIN | libc::POLLRDHUP | libc::POLLPRI;
         fill.stage = FillStage::Poll;
@@ -159,12 +164,9 @@ impl Uring {
     }
 
     pub(super) fn on_fill(&mut self, fill: &mut Fill, key: Key, result: i32, flags: u32) -> Step {
-        if matches!(fill.stage, FillStage::Receive { .. }) {
-            return self.on_received(fill, key, result, flags);
-        }
         let stage = std::mem::replace(&mut fill.stage, FillStage::Poll);
         match stage {
-            FillStage::Receive { .. } => unreachable!("handled before"),
+            FillStage::Receive => self.on_received(fill, key, result, flags),
             FillStage::Poll if result < 0 && !is_interrupted(result) => {
                 self.failed_on(fill.from, result)
             }
@@ -186,9 +188,32 @@ impl Uring {
         }
     }
 
+    fn on_received(&mut self, fill: &mut Fill, key: Key, result: i32, flags: u32) -> Step {
+        let count = usize::try_from(result).unwrap_or(0);
+        // An unused buffer goes straight back.
+        let buf = cqueue::buffer_select(flags).map(|id| self.group.take(id, count));
+        match (result, buf) {
+            (1.., Some(buf)) => {
+                let entity = self.entity(fill.from);
+                entity.has_more = cqueue::sock_nonempty(flags);
+                entity.policy.note_copied(count, BUF_SIZE);
+                Step::Finish(Outcome::Filled(Lease::new(Store::Ring(buf))))
+            }
+            (0, _) => self.ended(fill.from),
+            _ if -result == libc::ENOBUFS => {
+                self.group.ran_out();
+                self.again(fill, |driver, fill| driver.copy_now(fill, key))
+            }
+            _ if is_interrupted(result) || -result == libc::EAGAIN => {
+                self.again(fill, |driver, fill| driver.first_fill(fill, key))
+            }
+            _ => self.failed_on(fill.from, result),
+        }
+    }
+
     /// A receive said that the stream has ended. A reset says so too when somebody else, a send or
     /// a watch, was told of it first: the kernel tells an error once.
-    pub(super) fn ended(&mut self, sock: Sock) -> Step {
+    fn ended(&mut self, sock: Sock) -> Step {
         let mut fault = self.entity(sock).fault;
         if fault.is_none() && self.entity(sock).outbound.is_some() {
             // What is in flight may have been told; its completion is still on the way.
@@ -214,11 +239,7 @@ impl Uring {
     }
 
     /// Goes on with a fill unless its socket is being closed.
-    pub(super) fn again(
-        &mut self,
-        fill: &mut Fill,
-        step: impl FnOnce(&mut Self, &mut Fill) -> Step,
-    ) -> Step {
+    fn again(&mut self, fill: &mut Fill, step: impl FnOnce(&mut Self, &mut Fill) -> Step) -> Step {
         if self.is_closing(fill.from) { failed(-libc::ECANCELED) } else { step(self, fill) }
     }
 
@@ -259,7 +280,7 @@ impl Uring {
     }
 
     /// Takes what is there into a heap buffer, at once.
-    pub(super) fn copy_now(&mut self, fill: &mut Fill, key: Key) -> Step {
+    fn copy_now(&mut self, fill: &mut Fill, key: Key) -> Step {
         let mut buf = self.bufs.lease();
         let space = buf.space().len();
         match sys::recv(self.fd(fill.from).0, buf.space(), libc::MSG_DONTWAIT) {
@@ -380,9 +401,7 @@ impl Uring {
 
     /// Whether more may be spliced from a source now.
     fn is_spliced(&mut self, from: Sock) -> bool {
-        let entity = self.entity(from);
-        let is_resting = entity.closing.is_none() && entity.receive.is_none();
-        is_resting && entity.policy.path() == Path::Splice
+        !self.is_closing(from) && self.entity(from).policy.path() == Path::Splice
     }
 
     fn copy_out(&self, held: &[u8]) -> Buf {

@@ -11,7 +11,8 @@
 mod support;
 
 mod accept;
-mod ahead;
+
+mod between;
 mod closing;
 mod connect;
 mod descriptors;

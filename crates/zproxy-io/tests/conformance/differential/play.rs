@@ -41,8 +41,8 @@ struct End {
     sent: u64,
     /// What the far end is to read, in order.
     due: VecDeque<Piece>,
-    /// It was filled from, or named as the source of a refill, so a driver may read ahead.
-    is_source: bool,
+    /// It was named as the source of a refill, so a driver may be filling from it.
+    promised: bool,
     /// A fill and a watch that wait.
     fill: Option<Token>,
     watch: Option<Token>,
@@ -184,9 +184,7 @@ impl<D: Driver> Play<D> {
                 }
                 let op = Op::Fill { from: end.near };
                 let token = self.world.submit(op);
-                let end = self.end(at)?;
-                end.fill = Some(token);
-                end.is_source = true;
+                self.end(at)?.fill = Some(token);
                 Some(())
             }
             Step::Watch { at } => self.watch(at),
@@ -206,7 +204,7 @@ impl<D: Driver> Play<D> {
             Step::Close { at, clean } => self.close(at, clean),
             Step::HandOver { at } => {
                 let end = self.end(at)?;
-                if end.watch.is_some() || end.is_source {
+                if end.fill.is_some() || end.watch.is_some() || end.promised {
                     return None;
                 }
                 let handle = self.world.release(self.ends[at].as_ref()?.near);
@@ -245,7 +243,7 @@ impl<D: Driver> Play<D> {
             taken: 0,
             sent: 0,
             due: VecDeque::new(),
-            is_source: false,
+            promised: false,
             fill: None,
             watch: None,
             far_ended: false,
@@ -348,7 +346,7 @@ impl<D: Driver> Play<D> {
 
     fn receive(&mut self, at: Number, count: u64, early: bool) -> Option<()> {
         let end = self.end(at)?;
-        if end.saw_end || end.is_source {
+        if end.fill.is_some() || end.saw_end || end.promised {
             return None;
         }
         let sock = end.near;
@@ -427,7 +425,7 @@ impl<D: Driver> Play<D> {
     fn fill(&mut self, at: Number) -> Result<Lease, String> {
         let end = self.ends[at].as_mut().expect("an open end");
         let (near, waiting) = (end.near, end.fill.take());
-        end.is_source = true;
+        end.promised = false;
         let token = waiting.unwrap_or_else(|| self.world.submit(Op::Fill { from: near }));
         let outcome = self.world.outcome(token);
         let end = self.ends[at].as_mut().expect("an open end");
@@ -471,7 +469,7 @@ impl<D: Driver> Play<D> {
                 let end = self.end(from)?;
                 let is_wanted = refill && !end.saw_end;
                 let refill = is_wanted.then_some(source);
-                end.is_source |= is_wanted;
+                end.promised |= is_wanted;
                 match self.world.run(Op::Drain { lease: some, to: sink, refill }) {
                     Outcome::Drained { put, refilled, lease: rest, source: now } => {
                         assert!(put >= 1, "a drain puts at least one byte");
@@ -559,7 +557,7 @@ impl<D: Driver> Play<D> {
             let source = self.end(from)?;
             source.taken += len;
             // Its last fill waits for what the far end may say next.
-            source.is_source = true;
+            source.promised = false;
             source.fill = Some(pump.token);
             self.nonblocking(from, false);
             self.nonblocking(to, false);
@@ -605,7 +603,8 @@ impl<D: Driver> Play<D> {
         }
         // A kernel that closes with unread bytes resets, and whether a fill has read them is the
         // driver's affair.
-        if end.far.is_some() && !(end.is_source && end.unread() > 0 && clean) {
+        let may_be_read = end.fill.is_some() || end.promised;
+        if end.far.is_some() && !(may_be_read && end.unread() > 0 && clean) {
             let found = if end.near_ended && clean && end.unread() == 0 {
                 "ended before"
             } else {

@@ -1,4 +1,4 @@
-//! What comes between two fills: a driver may read ahead, and nobody may notice.
+//! What comes between two fills, and just behind one.
 
 use std::io::{ErrorKind, Write};
 use std::net::{Shutdown, TcpStream};
@@ -11,6 +11,7 @@ conformance!(
     bytes_between_fills,
     end_between_fills,
     reset_between_fills,
+    reset_behind_bytes,
     stream_between_fills,
     stream_behind_small_messages,
     close_between_fills,
@@ -107,7 +108,32 @@ fn reset_between_fills<K: Kit>() {
     }
 }
 
-/// Whatever comes while nobody fills, a driver takes little of it: the rest stays with its sender.
+/// Bytes and a reset that come together are both told, to a fill that waits and to the next one.
+fn reset_behind_bytes<K: Kit>() {
+    for relay in MODES {
+        for is_waited_for in [true, false] {
+            let (mut world, near, mut far) = small::<K>(relay);
+            let waiting = is_waited_for.then(|| world.submit(Op::Fill { from: near }));
+            if let Some(waiting) = waiting {
+                world.assert_waits(waiting);
+            }
+            far.write_all(&bytes::patterned(SEED, SMALL * 8, 8)).expect("open");
+            far::reset(far);
+            let first = waiting.unwrap_or_else(|| world.submit(Op::Fill { from: near }));
+            match world.outcome(first) {
+                Outcome::Filled(lease) => assert_eq!(lease.len(), 8),
+                // A kernel may drop what nobody has read yet.
+                Outcome::Failed(Fault::Reset) => continue,
+                other => panic!("{other:?}"),
+            }
+            let outcome = world.run(Op::Fill { from: near });
+            assert!(matches!(outcome, Outcome::Failed(Fault::Reset)), "{outcome:?}");
+            world.finish();
+        }
+    }
+}
+
+/// Whatever comes while nobody fills stays with its sender, but for a little.
 fn stream_between_fills<K: Kit>() {
     for relay in MODES {
         let (mut world, near, mut far) = small::<K>(relay);
