@@ -11,7 +11,6 @@
 mod support;
 
 mod accept;
-
 mod between;
 mod closing;
 mod connect;
