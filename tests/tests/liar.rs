@@ -1,6 +1,6 @@
 //! A client that knows the token and does not keep to the protocol.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -105,6 +105,32 @@ both_backends! {
                 Err(why) => why.kind() == ErrorKind::ConnectionReset,
             }
         });
+    }
+
+    /// Idle proxy_conns, and be they as many as the gateway has descriptors, make room for visitors,
+    /// again and again, on whichever data core they idle.
+    fn idle_proxy_conns_make_room(world) {
+        const DESCRIPTORS: u32 = 128;
+        let gateway = world.gateway().descriptors_max(DESCRIPTORS).start();
+        let mut liar = Liar::with_tunnel(&gateway, world.token(), Claim::new(10));
+        let mut flows = Vec::new();
+        for byte in 0..8 {
+            // Without being asked; what finds no descriptor waits in the kernel for one.
+            for _ in 0..2 * DESCRIPTORS {
+                let conn = liar.attach(0);
+                liar.conns.push(conn);
+            }
+            let mut visitor = connect(liar.public());
+            visitor.write_all(&[byte]).expect("a visitor");
+            let (_, conn, _) = liar.await_start();
+            conn.set_nonblocking(false).expect("a socket");
+            conn.set_read_timeout(Some(Duration::from_secs(5))).expect("a read deadline");
+            let mut heard = [0];
+            (&conn).read_exact(&mut heard).expect("what the visitor said");
+            assert_eq!(heard, [byte]);
+            flows.push((visitor, conn));
+        }
+        assert!(liar.ended.is_none(), "the gateway hung up: {:?}", liar.ended);
     }
 
     /// A client that makes a lane anew without end is put off: after a number of them further ones are

@@ -121,7 +121,7 @@ impl World {
         assert_eq!(expired.waiters, late, "those whose time is over, and no others");
         self.asked.retain(|asked| *asked + OPENING_DEADLINE > self.now);
         self.close(&expired.surplus);
-        assert!(self.pool.target() <= target, "time alone made the pool grow");
+        assert!(self.pool.target() <= target.max(IDLE_CONNS_MIN), "time alone made the pool grow");
         assert!(
             expired.surplus.is_empty() || self.idle.len() >= self.pool.target(),
             "closed what it wants"
@@ -167,7 +167,7 @@ impl World {
         assert_eq!(pool.waiting_len(), self.waiting.len());
         assert_eq!(pool.opening_len(), self.asked.len());
         assert!(self.idle.is_empty() || self.waiting.is_empty());
-        assert!((IDLE_CONNS_MIN..=IDLE_CONNS_MAX).contains(&pool.target()));
+        assert!((1..=IDLE_CONNS_MAX).contains(&pool.target()));
         let first = self.waiting.front().map(|(_, deadline)| *deadline);
         let due =
             first.into_iter().chain(self.asked.front().map(|asked| *asked + OPENING_DEADLINE));
@@ -201,9 +201,11 @@ pub fn pool(bytes: &[u8]) {
             _ => match input.below(8) {
                 0 => world.clear(),
                 1 => {
-                    let surplus = world.pool.shed();
+                    let half = world.idle.len().div_ceil(2);
+                    let surplus = world.pool.shed(world.now);
                     world.close(&surplus);
-                    assert!(world.idle.len() <= 1);
+                    assert_eq!(world.idle.len(), half);
+                    assert!(world.pool.target() <= half.max(1));
                 }
                 _ => {
                     world.pool.ctl_lost();

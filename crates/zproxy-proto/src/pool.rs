@@ -24,7 +24,7 @@ pub struct Pool<C, W> {
     growth: Growth,
     /// The fewest idle proxy_conns in this window.
     low_water: usize,
-    /// When the window ends; none while there is nothing to shrink.
+    /// When the window ends; none while the pool holds and wants what it does without demand.
     window_end: Option<Duration>,
     /// A public conn waits for so long.
     bind_deadline: Duration,
@@ -172,15 +172,18 @@ impl<C: Copy + Eq + Hash, W: Copy + Eq + Hash> Pool<C, W> {
         Add::Idle
     }
 
-    /// Something is short: takes the idle proxy_conns but for one out, to be closed, and begins small
-    /// again.
-    pub fn shed(&mut self) -> Vec<C> {
-        self.target = IDLE_CONNS_MIN;
-        let mut surplus = Vec::new();
-        while self.idle.len() > 1 {
+    /// Descriptors are short: takes half of the idle proxy_conns out, to be closed, but not the last
+    /// one, and wants no more than are left. The place of one that is closed and one that is kept are
+    /// together what a public conn takes. To be called again for as long as the shortage lasts.
+    pub fn shed(&mut self, now: Duration) -> Vec<C> {
+        let close = self.idle.len() / 2;
+        let mut surplus = Vec::with_capacity(close);
+        for _ in 0..close {
             surplus.extend(self.idle.pop_oldest().map(|(conn, ())| conn));
         }
         self.low_water = self.low_water.min(self.idle.len());
+        self.target = self.target.min(self.idle.len()).max(1);
+        self.watch(now);
         surplus
     }
 
@@ -276,10 +279,10 @@ impl<C: Copy + Eq + Hash, W: Copy + Eq + Hash> Pool<C, W> {
         }
     }
 
-    /// Starts a window if there is something that could be too much.
+    /// Starts a window if there is something that could be too much, or was too little.
     fn watch(&mut self, now: Duration) {
-        let above_min = self.target > IDLE_CONNS_MIN || self.idle.len() > IDLE_CONNS_MIN;
-        if self.window_end.is_none() && above_min {
+        let is_usual = self.target == IDLE_CONNS_MIN && self.idle.len() <= IDLE_CONNS_MIN;
+        if self.window_end.is_none() && !is_usual {
             self.window_end = Some(now + POOL_WINDOW);
             self.low_water = self.idle.len();
         }
@@ -583,18 +586,35 @@ mod tests {
         assert_eq!(pool.clear(), Expired { waiters: vec![], surplus: vec![0] });
     }
 
-    /// At a shortage all idle proxy_conns but one are given up, the oldest first, and the pool wants
-    /// few again.
+    /// At a shortage half of the idle proxy_conns are given up, the oldest first, down to the last one,
+    /// and the pool asks for none in their place.
     #[test]
     fn a_shortage_sheds_idle_conns() {
-        let mut pool: Pool<u32, u32> = Pool::new();
-        for conn in 0..2 {
-            pool.poll_wanted(s(0));
+        let mut pool = P::new();
+        for conn in 0..9 {
             assert_eq!(pool.add(conn, Origin::Fresh, s(0)), Add::Idle);
         }
-        assert_eq!(pool.shed(), [0]);
-        assert_eq!((pool.idle_len(), pool.target()), (1, IDLE_CONNS_MIN));
-        assert_eq!(pool.take(9, s(0)), Take::Conn(1));
-        assert!(pool.shed().is_empty());
+        pool.target = 64;
+        assert_eq!(pool.shed(s(0)), [0, 1, 2, 3]);
+        assert_eq!((pool.idle_len(), pool.target(), pool.poll_wanted(s(0))), (5, 5, 0));
+        assert_eq!(pool.shed(s(0)), [4, 5]);
+        assert_eq!(pool.shed(s(0)), [6]);
+        assert_eq!(pool.shed(s(0)), [7]);
+        assert!(pool.shed(s(0)).is_empty());
+        assert_eq!((pool.idle_len(), pool.target(), pool.poll_wanted(s(0))), (1, 1, 0));
+        assert_eq!(pool.take(9, s(0)), Take::Conn(8));
+        assert!(pool.shed(s(0)).is_empty());
+        assert_eq!(pool.poll_wanted(s(0)), 1);
+    }
+
+    /// A window after a shortage the pool wants as much as it does without demand.
+    #[test]
+    fn the_pool_recovers_from_a_shortage() {
+        let mut pool = P::new();
+        pool.shed(s(0));
+        assert_eq!((pool.target(), pool.poll_timeout()), (1, Some(POOL_WINDOW)));
+        pool.handle_timeout(POOL_WINDOW);
+        assert_eq!((pool.target(), pool.poll_timeout()), (IDLE_CONNS_MIN, None));
+        assert_eq!(pool.poll_wanted(POOL_WINDOW), 2);
     }
 }

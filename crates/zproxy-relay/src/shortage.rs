@@ -16,12 +16,23 @@ const CALM: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Shortage {
     last: Option<Duration>,
+    pressed: Option<Duration>,
 }
 
 impl Shortage {
     /// Something was short. Tells when to try again, and whether that is news.
     pub fn note(&mut self, now: Duration) -> (Duration, bool) {
         (now + PAUSE, self.last.replace(now).is_none())
+    }
+
+    /// Whether what can be given back should be, however many want something: true at the first call,
+    /// and then once in the time after which it is tried again.
+    pub fn is_pressing(&mut self, now: Duration) -> bool {
+        let is_pressing = self.pressed.is_none_or(|pressed| pressed + PAUSE <= now);
+        if is_pressing {
+            self.pressed = Some(now);
+        }
+        is_pressing
     }
 
     /// When [`Self::is_over`] may have something to say.
@@ -70,6 +81,16 @@ mod tests {
         let met = |pipes_small| Stats { pipes_small, ..Stats::default() };
         assert!(pipes.is_news(&met(1)));
         assert!(!pipes.is_news(&met(1)) && !pipes.is_news(&met(9)));
+    }
+
+    /// Many that are short within a pause press once, and again for as long as it lasts.
+    #[test]
+    fn a_shortage_presses_again() {
+        let s = Duration::from_secs_f64;
+        let mut shortage = Shortage::default();
+        assert!(shortage.is_pressing(s(1.0)) && !shortage.is_pressing(s(1.05)));
+        assert!(shortage.is_pressing(s(1.1)) && !shortage.is_pressing(s(1.1)));
+        assert!(shortage.is_pressing(s(9.0)));
     }
 
     /// However often something is short within a second, it is news once, and over once.

@@ -62,6 +62,7 @@ pub const REQUIRED: &[&str] = &[
     "publics_paused",
     "resumed",
     "session_over",
+    "shed",
     "taken_over",
     "waiting",
     "waiting_list_full",

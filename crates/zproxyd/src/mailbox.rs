@@ -34,6 +34,8 @@ pub(crate) enum Tell<D: Driver> {
     Conn { session: SessionNo, proxy: ProxyId, handle: D::Handle },
     /// An authenticated lane to the client's data core in its name.
     Lane { session: SessionNo, name: ProxyId, handle: D::Handle },
+    /// The gateway is out of descriptors: idle proxy_conns give some back.
+    Short,
     /// No new public connections; report what is left until nothing is.
     Drain,
     /// Log what was counted.
@@ -49,6 +51,8 @@ pub(crate) enum Report {
     /// This data core serves the tunnel, and no older listener of its is open any more: whoever
     /// connects from now on is served by the tunnel.
     Serving { tunnel: TunnelId },
+    /// An accept found no descriptor. Those that idle on other data cores are wanted too.
+    Short,
     /// While draining: public connections left on this data core.
     Left { core: u16, publics: usize },
     /// The data core has ended; without an error when it was told to.

@@ -12,6 +12,7 @@ use zproxy_proto::strangers::{Left, Origin};
 use zproxy_relay::{Key, Name};
 
 use super::{ACCEPT, CLOSE_STRAY, Control, PROGRESS_INTERVAL, Peer, PeerKind};
+use crate::mailbox::Tell;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DoorKind {
@@ -72,8 +73,17 @@ impl<D: Driver> Control<D> {
                 if is_news {
                     warn!("accepting clients paused: {fault}");
                 }
+                self.on_short();
             }
             other => unreachable!("not the result of an accept: {other:?}"),
+        }
+    }
+
+    /// The gateway is out of descriptors, here or on a data core. Whoever may accept next, idle
+    /// proxy_conns on any data core hold what it needs.
+    pub(super) fn on_short(&mut self) {
+        if self.shortage.is_pressing(self.driver.now()) {
+            self.tell_all(|| Tell::Short);
         }
     }
 

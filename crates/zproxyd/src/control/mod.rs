@@ -567,6 +567,7 @@ impl<D: Driver> Control<D> {
             Report::Want { session, core, count } => {
                 self.order(session, OpenProxy { core, count });
             }
+            Report::Short => self.on_short(),
             Report::Serving { tunnel } => self.on_serving(tunnel),
             Report::Left { core, publics } => {
                 if let Course::Draining { left, .. } = &mut self.course {

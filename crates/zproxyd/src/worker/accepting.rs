@@ -8,7 +8,7 @@ use zproxy_io::{Driver, Fault, Op, Outcome};
 use zproxy_relay::{Key, Name};
 
 use super::{ACCEPT, Listener, Worker};
-use crate::mailbox::SessionNo;
+use crate::mailbox::{Report, SessionNo};
 
 /// Whether a listener accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,11 +64,14 @@ impl<D: Driver> Worker<D> {
             Accepting::Recalled if fault == Fault::Cancelled => self.accept(key),
             _ => {
                 mark!("publics_paused");
-                let (until, is_news) = self.shortage.note(self.driver.now());
+                let now = self.driver.now();
+                let (until, is_news) = self.shortage.note(now);
                 listener.state = Accepting::Paused(Until::Time(until));
                 if is_news {
                     warn!("core={} accepting paused: {fault}", self.core);
-                    self.shed();
+                }
+                if self.shortage.is_pressing(now) {
+                    self.outgoing.push(Report::Short);
                 }
             }
         }

@@ -400,6 +400,7 @@ impl<D: Driver> Worker<D> {
             Tell::TunnelOver { tunnel } => self.close_tunnel(tunnel),
             Tell::Conn { session, proxy, handle } => self.adopt(session, proxy, handle),
             Tell::Lane { session, name, handle } => self.adopt_lane(session, name, handle),
+            Tell::Short => self.shed(),
             Tell::Drain => self.drain(),
             Tell::Stats => self.log_stats(),
             Tell::Stop => {
@@ -640,15 +641,17 @@ impl<D: Driver> Worker<D> {
         self.driver.submit(Name { kind, key }.token(), Op::Close { sock, how });
     }
 
-    /// Descriptors are short: idle proxy_conns that are not needed at once give theirs back.
+    /// Descriptors are short: idle proxy_conns give some back.
     fn shed(&mut self) {
+        let now = self.driver.now();
         let mut surplus = Vec::new();
         for session in sorted(self.sessions.keys().copied()) {
             let entry = self.sessions.get_mut(&session).expect("it was there a moment ago");
-            surplus.extend(entry.pool.shed());
+            surplus.extend(entry.pool.shed(now));
             self.touched.push(session);
         }
         for conn in surplus {
+            mark!("shed");
             self.feed(conn, Input::Retire);
         }
     }
