@@ -88,6 +88,11 @@ pub(super) struct Entry {
     /// How the connection died. The kernel tells an error once, to whichever call comes first, and
     /// from then on a dead socket reads like a finished one; so it is remembered here.
     pub(super) fault: Option<Fault>,
+    /// The outbound direction was ended from here.
+    pub(super) has_shut: bool,
+    /// Bytes were spliced into it. `splice(2)` sends a pipe in batches of 16 pieces: when one has gone
+    /// and the next one meets a reset, it returns the count, and the error is told to nobody.
+    pub(super) was_spliced_into: bool,
     pub(super) policy: Policy,
     pub(super) inbound: Option<Pending<Inbound>>,
     /// The place of the operation in the driver's list: most sockets have none, and it is large.
@@ -113,6 +118,8 @@ impl Entry {
             ready,
             registered: false,
             fault: None,
+            has_shut: false,
+            was_spliced_into: false,
             policy: Policy::new(relay, Path::Copy),
             inbound: None,
             outbound: None,
@@ -153,6 +160,15 @@ impl Entry {
         let errno = sys::option(self.raw(), libc::SOL_SOCKET, libc::SO_ERROR).unwrap_or(0);
         if errno != 0 {
             self.fail(Fault::from_errno(errno));
+        }
+        self.known_fault()
+    }
+
+    /// The failure that some call was told of. A connection that is over although this side has not
+    /// ended its direction was reset, though a splice kept that to itself.
+    pub(super) fn known_fault(&mut self) -> Option<Fault> {
+        if self.was_spliced_into && !self.has_shut && sys::is_tcp_closed(self.raw()) {
+            self.fail(Fault::Reset);
         }
         self.fault
     }

@@ -122,7 +122,7 @@ pub(super) fn receive(
     size: usize,
 ) -> Received {
     match recv(libc::MSG_DONTWAIT) {
-        Ok(0) => source.fault.map_or(Received::Eof, Received::Failed),
+        Ok(0) => source.known_fault().map_or(Received::Eof, Received::Failed),
         Ok(count) => {
             // A short read has emptied the queue, except at an urgent mark, where reading stops;
             // what comes later is a new edge, except for a FIN that was announced already.
@@ -151,6 +151,7 @@ pub(super) fn receive(
 pub(super) fn put(sink: &mut Entry, lease: &mut Lease) -> Put {
     let held = lease.len();
     let fd = sink.raw();
+    sink.was_spliced_into |= matches!(lease.store, Store::Pipe(_));
     let outcome = send(sink, held, || match &lease.store {
         // The exact count: naming more would make the kernel hold back the last segments, waiting
         // for bytes that are not in the pipe.

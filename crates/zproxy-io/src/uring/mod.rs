@@ -89,6 +89,9 @@ struct Entity {
     fault: Option<Fault>,
     /// The outbound direction was ended from here.
     has_shut: bool,
+    /// Bytes were spliced into it. `splice(2)` sends a pipe in batches of 16 pieces: when one has gone
+    /// and the next one meets a reset, it returns the count, and the error is told to nobody.
+    was_spliced_into: bool,
 }
 
 impl Uring {
@@ -156,6 +159,7 @@ impl Uring {
             full: false,
             fault: None,
             has_shut: false,
+            was_spliced_into: false,
         })
     }
 

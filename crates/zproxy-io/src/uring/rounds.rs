@@ -214,12 +214,11 @@ impl Uring {
     /// A receive said that the stream has ended. A reset says so too when somebody else, a send or
     /// a watch, was told of it first: the kernel tells an error once.
     fn ended(&mut self, sock: Sock) -> Step {
-        let mut fault = self.entity(sock).fault;
-        if fault.is_none() && self.entity(sock).outbound.is_some() {
-            // What is in flight may have been told; its completion is still on the way.
-            fault = self.hidden_reset(sock);
-        }
-        Step::Finish(fault.map_or(Outcome::Eof, Outcome::Failed))
+        let entity = self.entity(sock);
+        // What is in flight may have been told; its completion is still on the way.
+        let may_hide = entity.outbound.is_some() || entity.was_spliced_into;
+        let hidden = if may_hide { self.hidden_reset(sock) } else { None };
+        Step::Finish(self.entity(sock).fault.or(hidden).map_or(Outcome::Eof, Outcome::Failed))
     }
 
     /// An operation failed on a socket, which later operations on it have to know.
@@ -356,6 +355,7 @@ impl Uring {
 
     /// Puts what the pipe holds, as far as there is room, and refills it when it is empty.
     fn splice_inline(&mut self, drain: &mut Drain, key: Key) -> Step {
+        self.entity(drain.to).was_spliced_into = true;
         let to = self.fd(drain.to).0;
         let Store::Pipe(pipe) = &mut drain.lease().store else { unreachable!("a pipe") };
         let put = match sys::splice(pipe.read_end(), to, pipe.held()) {
@@ -414,7 +414,9 @@ impl Uring {
     /// `[wait for room →] drain exactly what the pipe holds [→ refill it]`.
     fn chain_step(&mut self, drain: &mut Drain, key: Key) -> Step {
         let refill = drain.refill.filter(|&from| self.is_spliced(from));
-        let polls = self.entity(drain.to).full;
+        let entity = self.entity(drain.to);
+        entity.was_spliced_into = true;
+        let polls = entity.full;
         let to = self.fd(drain.to);
         let Store::Pipe(pipe) = &drain.lease().store else { unreachable!("a pipe is spliced") };
         let put = splice(types::Fd(pipe.read_end()), to, pipe.held());

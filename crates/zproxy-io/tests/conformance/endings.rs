@@ -2,8 +2,11 @@
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
+use std::sync::mpsc::{self, TryRecvError};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use zproxy_io::{Driver, Fault, Lease, Op, Outcome, RelayMode, Sock, SourceNow};
+use zproxy_io::{Driver, Ending, Fault, Lease, Op, Outcome, RelayMode, Sock, SourceNow};
 
 use crate::support::{End, Far, Kit, Meets, Pump, World, bytes, far};
 
@@ -16,6 +19,7 @@ conformance!(
     rst_before_a_fill,
     rst_in_the_refill,
     rst_before_a_drain,
+    rst_inside_a_drain,
     rst_never_looks_like_a_fin,
     rst_after_a_bulk_transfer,
     watch_ignores_a_fin,
@@ -198,6 +202,66 @@ fn rst_before_a_drain<K: Kit>() {
         assert_eq!(world.fill(from).len(), 1);
         world.finish();
     }
+}
+
+/// A reset that comes while a drain splices is a fault, and never an end. splice(2) sends 16 pieces of
+/// the pipe at a time: when it has sent some, and the next ones meet the reset, it returns the count,
+/// and nobody else is told the error. About every hundredth reset comes just then.
+fn rst_inside_a_drain<K: Kit>() {
+    const RESETS: u64 = 1_500;
+    const PIECES: usize = 200;
+    const PIECE: usize = 100;
+    let (post, orders) = mpsc::channel::<(TcpStream, Duration)>();
+    let resetting = thread::spawn(move || {
+        loop {
+            match orders.try_recv() {
+                Ok((far, delay)) => {
+                    let begun = Instant::now();
+                    while begun.elapsed() < delay {
+                        std::hint::spin_loop();
+                    }
+                    far::reset(far);
+                }
+                Err(TryRecvError::Empty) => std::hint::spin_loop(),
+                Err(TryRecvError::Disconnected) => return,
+            }
+        }
+    });
+    let mut delays = bytes::Random::new(3);
+    for relay in [RelayMode::Auto, RelayMode::Splice] {
+        let mut world = World::new::<K>(relay);
+        let (from, mut source) = world.pair();
+        // From here on it is spliced.
+        source.write_all(&[0; 100_000]).expect("open");
+        let mut left = 100_000;
+        while left > 0 {
+            left -= world.fill(from).len();
+        }
+        for _ in 0..RESETS {
+            let (to, sink) = world.pair();
+            for _ in 0..PIECES {
+                source.write_all(&[7; PIECE]).expect("open");
+            }
+            let lease = world.fill(from);
+            let mut left = PIECES * PIECE - lease.len();
+            let delay = Duration::from_micros(delays.upto(60) as u64);
+            post.send((sink, delay)).expect("it ends when we do");
+            let outcome = world.run(Op::Drain { lease, to, refill: None });
+            assert!(
+                matches!(outcome, Outcome::Drained { .. } | Outcome::Failed(Fault::Reset)),
+                "{outcome:?}"
+            );
+            let outcome = world.run(Op::Fill { from: to });
+            assert!(matches!(outcome, Outcome::Failed(Fault::Reset)), "{outcome:?}");
+            world.close(to, Ending::Reset);
+            while left > 0 {
+                left -= world.fill(from).len();
+            }
+        }
+        world.finish();
+    }
+    drop(post);
+    resetting.join().expect("it resets");
 }
 
 /// A stream that was so full that its direction is spliced, then ran dry and is reset, waited for or
