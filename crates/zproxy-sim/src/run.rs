@@ -581,19 +581,22 @@ impl<'a> Run<'a> {
     /// Every socket, lease, place and timer is accounted for.
     fn check_rest(&self) -> Result<(), String> {
         let gateway = &self.gateway.as_ref().expect("it runs").program;
+        // Up to two cores on either side: those of the smaller side share those of the larger one.
+        let (of_gateway, of_client) = (self.plan.gateway_cores, self.plan.client_cores);
+        let gateway_lanes = self.clients.len() * of_client.div_ceil(of_gateway);
+        let client_lanes = of_gateway.div_ceil(of_client);
         let mut gateway_idle = 0;
         for (core, it) in gateway.cores.iter().enumerate() {
             let census = it.as_ref().expect("it runs").1.census();
             let open = census.stats.socks_opened - census.stats.socks_closed;
             let known = census.listeners + census.publics + census.conns + census.lanes;
-            let lanes = self.clients.len() * self.plan.client_cores;
             let is_good = census.publics == 0
                 && census.conns == census.idle
                 && census.listeners == self.plan.owners.len()
                 && census.accepting == census.listeners
                 && census.tunnels == census.listeners
                 && census.sessions == self.clients.len()
-                && census.lanes == lanes
+                && census.lanes == gateway_lanes
                 && open == known as u64
                 && census.stats.bufs_leased == census.stats.bufs_returned;
             if !is_good {
@@ -619,7 +622,7 @@ impl<'a> Run<'a> {
                     && census.dialling == 0
                     && census.conns == census.idle
                     && census.names == census.conns
-                    && census.lanes == self.plan.gateway_cores
+                    && census.lanes == client_lanes
                     && open == (census.conns + census.lanes) as u64
                     && census.stats.bufs_leased == census.stats.bufs_returned;
                 if !is_good {

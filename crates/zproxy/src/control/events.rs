@@ -71,9 +71,9 @@ impl<D: Driver> Control<'_, D> {
     fn on_welcome(&mut self, welcome: &Welcome) {
         let Link::Up(ctl) = &mut self.link else { unreachable!("it has just spoken") };
         let at = SocketAddr::new(ctl.gateway.ip(), welcome.proxy_port);
-        let gateway_cores = usize::from(welcome.data_cores).min(GATEWAY_CORES_COUNTED_MAX);
-        let resting_max = gateway_cores * RESTING_CONNS_MAX;
-        ctl.door = Some(Door { ctl_id: welcome.ctl_id, at, resting_max });
+        let gateway_cores = usize::from(welcome.data_cores);
+        let resting_max = gateway_cores.min(GATEWAY_CORES_COUNTED_MAX) * RESTING_CONNS_MAX;
+        ctl.door = Some(Door { ctl_id: welcome.ctl_id, at, gateway_cores, resting_max });
         let gateway = ctl.gateway;
         let verb = if welcome.resumed { "resumed" } else { "opened" };
         info!("gateway={gateway} ctl={} session={} {verb}", welcome.ctl_id, welcome.epoch);

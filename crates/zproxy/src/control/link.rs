@@ -56,6 +56,8 @@ pub(super) struct Ctl {
 pub(super) struct Door {
     pub(super) ctl_id: CtlId,
     pub(super) at: SocketAddr,
+    /// Data cores of the gateway.
+    pub(super) gateway_cores: usize,
     /// Proxy_conns without a flow that a data core may have.
     pub(super) resting_max: usize,
 }

@@ -16,6 +16,7 @@ use zproxy_ops::signals::Wish;
 use zproxy_ops::{Exit, boot, signals, token};
 use zproxy_proto::auth::{self, Ticket};
 use zproxy_proto::backoff::Backoff;
+use zproxy_proto::limits::LETTERS_MAX;
 use zproxy_proto::wire;
 use zproxy_relay::{Key, Mailbox, Name, Sender, Slots};
 
@@ -62,6 +63,11 @@ impl Core {
         let letters = Vec::new();
         Self { sender, letters, waiting: 0, serial: 0, left: None, is_running: true }
     }
+
+    /// Whether it has as many letters to take as it may have.
+    fn is_full(&self) -> bool {
+        self.waiting + self.letters.len() >= LETTERS_MAX
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,8 +113,6 @@ pub(crate) struct Control<'a, D: Driver> {
     /// What people call this client.
     name: wire::Name,
     cores: Vec<Core>,
-    /// The data core that gets the next proxy_conn.
-    next_core: usize,
     lanes: Lanes,
     tunnels: Tunnels,
     link: Link,
@@ -237,7 +241,6 @@ impl<'a, D: Driver> Control<'a, D> {
             identity: parts.identity,
             name: parts.name,
             cores: parts.cores,
-            next_core: 0,
             lanes: Lanes::default(),
             tunnels: Tunnels::new(&parts.settings.tunnels),
             link: Link::Resting(now),

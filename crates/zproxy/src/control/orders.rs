@@ -7,7 +7,7 @@ use std::time::Duration;
 use zproxy_io::Driver;
 use zproxy_proto::auth;
 use zproxy_proto::id::ProxyId;
-use zproxy_proto::limits::{DIALS_MAX, LANE_RETRY, LETTERS_MAX};
+use zproxy_proto::limits::{DIALS_MAX, LANE_RETRY};
 use zproxy_proto::wire::{Attach, Attached, OpenProxy};
 
 use super::link::Link;
@@ -41,24 +41,35 @@ impl Lanes {
     }
 }
 
+/// The data cores of the client (of so many) that serve a data core of the gateway (of so many). As few
+/// as keep all of them busy: the fewer lanes there are, the more notices travel together, and what one
+/// core of each side does stays with these two.
+fn partners(
+    gateway_core: u16,
+    gateway_cores: usize,
+    cores: usize,
+) -> impl ExactSizeIterator<Item = usize> + Clone {
+    let pairs = gateway_cores.clamp(1, cores);
+    (usize::from(gateway_core) % pairs..cores).step_by(pairs)
+}
+
 impl<D: Driver> Control<'_, D> {
-    /// Orders proxy_conns, spread over the data cores.
+    /// Orders proxy_conns, spread evenly over the data cores that serve that core of the gateway.
     pub(super) fn open_proxies(&mut self, wanted: OpenProxy) {
-        if self.phase != Phase::Serving {
-            return;
-        }
-        // More than that the data cores would not dial. The gateway asks again.
-        let count = usize::from(wanted.count).min(DIALS_MAX * self.cores.len());
-        for core in &mut self.cores {
+        let Link::Up(ctl) = &self.link else { return };
+        let Some(door) = ctl.door.filter(|_| self.phase == Phase::Serving) else { return };
+        let partners = partners(wanted.core, door.gateway_cores, self.cores.len());
+        for number in partners.clone() {
+            let core = &mut self.cores[number];
             core.waiting = core.sender.waiting();
         }
+        // More than that the data cores would not dial. The gateway asks again.
+        let count = usize::from(wanted.count).min(DIALS_MAX * partners.len());
         for _ in 0..count {
-            let number = self.next_core;
-            self.next_core = (number + 1) % self.cores.len();
-            let core = &self.cores[number];
-            if core.waiting + core.letters.len() >= LETTERS_MAX {
-                continue;
-            }
+            let has_room = |number: &usize| !self.cores[*number].is_full();
+            let ready = partners.clone().filter(has_room);
+            let next = ready.min_by_key(|number| self.cores[*number].serial);
+            let Some(number) = next else { break };
             if !self.lanes.0.contains_key(&(number, wanted.core)) {
                 self.open_lane(number, wanted.core);
             }
@@ -113,5 +124,34 @@ impl<D: Driver> Control<'_, D> {
             Attached::Conn => Tell::Dial { to, attach, resting_max: door.resting_max },
             Attached::Lane => Tell::DialLane { to, attach },
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(gateway_core: u16, gateway_cores: usize, cores: usize) -> Vec<usize> {
+        partners(gateway_core, gateway_cores, cores).collect()
+    }
+
+    /// With as many cores on both sides each has one partner; else those of the smaller side share
+    /// those of the larger one evenly, and none is left out.
+    #[test]
+    fn every_core_has_partners() {
+        assert_eq!([of(0, 2, 2), of(1, 2, 2)], [[0], [1]]);
+        assert_eq!([of(0, 2, 5), of(1, 2, 5)], [vec![0, 2, 4], vec![1, 3]]);
+        assert_eq!([of(0, 5, 2), of(1, 5, 2), of(4, 5, 2)], [[0], [1], [0]]);
+        assert_eq!(of(7, 1, 3), [0, 1, 2]);
+        for (gateway_cores, cores) in [(1, 1), (3, 4), (4, 3), (32, 2), (2, 32), (7, 7)] {
+            let mut served = vec![0; cores];
+            for gateway_core in 0..gateway_cores as u16 {
+                let partners = of(gateway_core, gateway_cores, cores);
+                assert!(!partners.is_empty());
+                partners.iter().for_each(|core| served[*core] += 1);
+            }
+            let (least, most) = (served.iter().min(), served.iter().max());
+            assert!(least >= Some(&1) && most <= least.map(|least| least + 1).as_ref());
+        }
     }
 }
