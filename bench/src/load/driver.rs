@@ -11,6 +11,7 @@ use socket2::{Domain, Socket, Type};
 use super::bulk::{Mover, Turn};
 use super::client::{Phase, Role, Seen, Shared};
 use super::poller::{Batch, Poller, Ready, Wait};
+use super::prepare;
 use super::wire::{Hello, REPLY_SIZE, REQUEST_SIZE};
 
 /// Connections on their way at a time, so that no listener's backlog is ever full.
@@ -119,29 +120,28 @@ impl Driver {
         }
     }
 
+    /// Connects, and greets at once if it can.
     fn connect(&self, slot: usize, target: SocketAddr) -> io::Result<Conn> {
         let began = Instant::now();
         let socket = Socket::new(Domain::for_address(target), Type::STREAM.nonblocking(), None)?;
-        socket.set_tcp_nodelay(true)?;
-        match socket.connect(&target.into()) {
-            Ok(()) => {}
-            Err(why)
-                if why.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
-            Err(why) => return Err(why),
-        }
-        let stream = TcpStream::from(socket);
-        let wait = Wait::Write;
-        self.poller.add(&stream, slot, wait)?;
-        Ok(Conn {
-            stream,
+        prepare(&socket)?;
+        let is_connected = connect(&socket, target)?;
+        let mut conn = Conn {
+            stream: TcpStream::from(socket),
             state: State::Connecting,
-            wait,
+            wait: Wait::Write,
             sent: 0,
             received: 0,
             began,
             began_in: self.shared.stage.phase(),
             sip_at: began,
-        })
+        };
+        // What is broken already is told by the first event.
+        if is_connected && !matches!(self.greet(&mut conn), Fate::Broken(_)) {
+            conn.wait = self.wanted(&conn);
+        }
+        self.poller.add(&conn.stream, slot, conn.wait)?;
+        Ok(conn)
     }
 
     fn turn(&mut self, event: Ready) {
@@ -355,6 +355,22 @@ impl Driver {
             self.conns[slot] = Some(conn);
         }
     }
+}
+
+/// Tells whether it is connected already; otherwise it is under way. On loopback a connect is over when
+/// it returns, and knows it when it is asked again.
+fn connect(socket: &Socket, target: SocketAddr) -> io::Result<bool> {
+    use rustix::io::Errno;
+    for _ in 0..2 {
+        match socket.connect(&target.into()) {
+            Ok(()) => return Ok(true),
+            Err(why) => match Errno::from_io_error(&why) {
+                Some(Errno::INPROGRESS | Errno::ALREADY) => {}
+                _ => return Err(why),
+            },
+        }
+    }
+    Ok(false)
 }
 
 fn confirmed(conn: &mut Conn) -> Fate {

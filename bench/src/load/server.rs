@@ -12,10 +12,13 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+use rustix::net::{SocketFlags, accept_with};
 use slab::Slab;
 
 use super::bulk::{Mover, Style, Turn};
 use super::poller::{Batch, Poller, Ready, Wait};
+use super::prepare;
 use super::wire::{HELLO_SIZE, Hello, Part, REPLY_SIZE, REQUEST_SIZE};
 
 /// A thread looks up at least so often.
@@ -127,10 +130,11 @@ impl Server {
 
 fn listen() -> io::Result<TcpListener> {
     use socket2::{Domain, Socket, Type};
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None)?;
+    // What it accepts has that too.
+    prepare(&socket)?;
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())?;
     socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
     Ok(socket.into())
 }
 
@@ -211,14 +215,13 @@ impl Front {
     fn accept(&mut self) -> io::Result<()> {
         // Bounded, so that a flood of connections leaves room for those that are there.
         for _ in 0..64 {
-            let stream = match self.listener.accept() {
-                Ok((stream, _)) => stream,
-                Err(why) if why.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(why) if why.kind() == ErrorKind::ConnectionAborted => continue,
-                Err(why) => return Err(why),
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+            let stream = match accept_with(&self.listener, flags) {
+                Ok(stream) => TcpStream::from(stream),
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::CONNABORTED) => continue,
+                Err(why) => return Err(why.into()),
             };
-            stream.set_nonblocking(true)?;
-            stream.set_nodelay(true)?;
             let state = State::Greeting { bytes: [0; HELLO_SIZE], stream, len: 0 };
             let token = self.conns.insert(None);
             // The greeting is often there already.
