@@ -2,6 +2,9 @@
 
 use std::io::{ErrorKind, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::mpsc::{self, TryRecvError};
+use std::thread;
+use std::time::Duration;
 
 use zproxy_io::{Driver, Ending, Fault, Op, Outcome, RelayMode, Sock};
 
@@ -12,6 +15,7 @@ conformance!(
     end_between_fills,
     reset_between_fills,
     reset_behind_bytes,
+    resets_close_behind_bytes,
     stream_between_fills,
     stream_behind_small_messages,
     close_between_fills,
@@ -21,7 +25,7 @@ conformance!(
 const MODES: [RelayMode; 3] = [RelayMode::Auto, RelayMode::Splice, RelayMode::Copy];
 const SEED: u64 = 77;
 /// So many small messages, each taken by a fill of its own, come first.
-const SMALL: u64 = 3;
+const SMALL: u64 = 6;
 
 /// A socket whose messages have been small so far: 8 bytes each, [`SMALL`] of them.
 fn small<K: Kit>(relay: RelayMode) -> (World<K::Driver>, Sock, TcpStream) {
@@ -131,6 +135,51 @@ fn reset_behind_bytes<K: Kit>() {
             world.finish();
         }
     }
+}
+
+/// However close a reset comes behind bytes, and whatever the driver does meanwhile, it is told.
+fn resets_close_behind_bytes<K: Kit>() {
+    const RESETS: u64 = 1_500;
+    let (post, orders) = mpsc::channel::<(TcpStream, u64)>();
+    let resetting = thread::spawn(move || {
+        loop {
+            match orders.try_recv() {
+                Ok((mut far, spins)) => {
+                    far.write_all(&bytes::patterned(SEED, SMALL * 8, 8)).expect("open");
+                    (0..spins).for_each(|_| std::hint::spin_loop());
+                    far::reset(far);
+                }
+                Err(TryRecvError::Empty) => std::hint::spin_loop(),
+                Err(TryRecvError::Disconnected) => return,
+            }
+        }
+    });
+    let mut world = World::new::<K>(RelayMode::Auto);
+    let mut pauses = bytes::Random::new(5);
+    for _ in 0..RESETS {
+        let (near, far) = greet(&mut world);
+        let mut waiting = world.submit(Op::Fill { from: near });
+        world.wait(Duration::ZERO);
+        post.send((far, pauses.upto(300) as u64)).expect("it ends when we do");
+        let mut at = SMALL * 8;
+        loop {
+            match world.outcome(waiting) {
+                Outcome::Filled(mut lease) => {
+                    let mut bytes = vec![0; lease.len()];
+                    lease.take_head(&mut bytes);
+                    bytes::check(SEED, at, &bytes);
+                    at += bytes.len() as u64;
+                }
+                Outcome::Failed(Fault::Reset) => break,
+                other => panic!("{other:?}"),
+            }
+            waiting = world.submit(Op::Fill { from: near });
+        }
+        world.close(near, Ending::Reset);
+    }
+    world.finish();
+    drop(post);
+    resetting.join().expect("it resets");
 }
 
 /// Whatever comes while nobody fills stays with its sender, but for a little.
