@@ -36,6 +36,9 @@ pub fn listen(at: SocketAddr, options: ListenOptions) -> io::Result<(OwnedFd, So
     }
     prepare(fd)?;
     keep_alive(fd)?;
+    // What it accepts has that from the first packet on. Once BBR has begun on a connection, the kernel
+    // goes on pacing it by timers, also when it is given another congestion control (Linux 6.18).
+    ease(fd, &at);
     sys::bind(fd, &at)?;
     sys::listen(fd, BACKLOG)?;
     let at = sys::sock_name(fd)?;
@@ -140,20 +143,25 @@ mod tests {
         assert_eq!(sys::congestion_control(near.as_raw_fd()).unwrap(), "reno");
         let away = open(&SocketAddr::from(([192, 0, 2, 1], 1))).unwrap();
         assert_eq!(sys::congestion_control(away.as_raw_fd()).unwrap(), system);
-        let (listener, addr) = listen(at(0), ListenOptions::default()).unwrap();
-        assert_eq!(sys::congestion_control(listener.as_raw_fd()).unwrap(), system);
-        let far = TcpStream::connect(addr).unwrap();
-        let (conn, peer) = loop {
-            match sys::accept(listener.as_raw_fd()) {
-                Ok(accepted) => break accepted,
-                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
-            }
-        };
-        assert_eq!(peer, Some(far.local_addr().unwrap()));
-        accepted(conn.as_raw_fd(), None);
-        assert_eq!(sys::congestion_control(conn.as_raw_fd()).unwrap(), system);
-        accepted(conn.as_raw_fd(), peer.as_ref());
-        assert_eq!(sys::congestion_control(conn.as_raw_fd()).unwrap(), "reno");
+        let of = |fd: &OwnedFd| sys::congestion_control(fd.as_raw_fd()).unwrap();
+        // A listener that whoever is away can reach leaves it to the connection.
+        let everywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        for (bound_to, inherited) in [(at(0), "reno"), (everywhere, &*system)] {
+            let (listener, addr) = listen(bound_to, ListenOptions::default()).unwrap();
+            assert_eq!(of(&listener), inherited);
+            let far = TcpStream::connect(at(addr.port())).unwrap();
+            let (conn, peer) = loop {
+                match sys::accept(listener.as_raw_fd()) {
+                    Ok(accepted) => break accepted,
+                    Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+                }
+            };
+            assert_eq!(peer, Some(far.local_addr().unwrap()));
+            accepted(conn.as_raw_fd(), None);
+            assert_eq!(of(&conn), inherited);
+            accepted(conn.as_raw_fd(), peer.as_ref());
+            assert_eq!(of(&conn), "reno");
+        }
     }
 
     /// A connection is asked after when that was wanted, and every accepted one from the start.
