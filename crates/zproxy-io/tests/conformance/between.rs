@@ -2,8 +2,6 @@
 
 use std::io::{ErrorKind, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::mpsc::{self, TryRecvError};
-use std::thread;
 use std::time::Duration;
 
 use zproxy_io::{Driver, Ending, Fault, Op, Outcome, RelayMode, Sock};
@@ -140,27 +138,16 @@ fn reset_behind_bytes<K: Kit>() {
 /// However close a reset comes behind bytes, and whatever the driver does meanwhile, it is told.
 fn resets_close_behind_bytes<K: Kit>() {
     const RESETS: u64 = 1_500;
-    let (post, orders) = mpsc::channel::<(TcpStream, u64)>();
-    let resetting = thread::spawn(move || {
-        loop {
-            match orders.try_recv() {
-                Ok((mut far, spins)) => {
-                    far.write_all(&bytes::patterned(SEED, SMALL * 8, 8)).expect("open");
-                    (0..spins).for_each(|_| std::hint::spin_loop());
-                    far::reset(far);
-                }
-                Err(TryRecvError::Empty) => std::hint::spin_loop(),
-                Err(TryRecvError::Disconnected) => return,
-            }
-        }
-    });
+    let (post, resetting) = far::spawn_resetter();
     let mut world = World::new::<K>(RelayMode::Auto);
     let mut pauses = bytes::Random::new(5);
     for _ in 0..RESETS {
         let (near, far) = greet(&mut world);
         let mut waiting = world.submit(Op::Fill { from: near });
         world.wait(Duration::ZERO);
-        post.send((far, pauses.upto(300) as u64)).expect("it ends when we do");
+        let pause = Duration::from_micros(pauses.upto(10) as u64);
+        let message = bytes::patterned(SEED, SMALL * 8, 8);
+        post.send((far, message, pause)).expect("it ends when we do");
         let mut at = SMALL * 8;
         loop {
             match world.outcome(waiting) {

@@ -2,9 +2,7 @@
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
-use std::sync::mpsc::{self, TryRecvError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use zproxy_io::{Driver, Ending, Fault, Lease, Op, Outcome, RelayMode, Sock, SourceNow};
 
@@ -211,22 +209,7 @@ fn rst_inside_a_drain<K: Kit>() {
     const RESETS: u64 = 1_500;
     const PIECES: usize = 200;
     const PIECE: usize = 100;
-    let (post, orders) = mpsc::channel::<(TcpStream, Duration)>();
-    let resetting = thread::spawn(move || {
-        loop {
-            match orders.try_recv() {
-                Ok((far, delay)) => {
-                    let begun = Instant::now();
-                    while begun.elapsed() < delay {
-                        std::hint::spin_loop();
-                    }
-                    far::reset(far);
-                }
-                Err(TryRecvError::Empty) => std::hint::spin_loop(),
-                Err(TryRecvError::Disconnected) => return,
-            }
-        }
-    });
+    let (post, resetting) = far::spawn_resetter();
     let mut delays = bytes::Random::new(3);
     for relay in [RelayMode::Auto, RelayMode::Splice] {
         let mut world = World::new::<K>(relay);
@@ -245,7 +228,7 @@ fn rst_inside_a_drain<K: Kit>() {
             let lease = world.fill(from);
             let mut left = PIECES * PIECE - lease.len();
             let delay = Duration::from_micros(delays.upto(60) as u64);
-            post.send((sink, delay)).expect("it ends when we do");
+            post.send((sink, Vec::new(), delay)).expect("it ends when we do");
             let outcome = world.run(Op::Drain { lease, to, refill: None });
             assert!(
                 matches!(outcome, Outcome::Drained { .. } | Outcome::Failed(Fault::Reset)),

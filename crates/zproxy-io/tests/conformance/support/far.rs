@@ -3,7 +3,9 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
+use std::sync::mpsc::{self, Sender, TryRecvError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use zproxy_io::{Driver, Epoll, Uring};
 
@@ -87,6 +89,32 @@ fn set_option<T>(fd: i32, level: i32, name: i32, value: &T) {
 /// Closes with RST.
 pub(crate) fn reset(far: impl Far) {
     far.reset();
+}
+
+/// What to do with a far end: send these bytes, wait for so long, reset.
+pub(crate) type Doom = (TcpStream, Vec<u8>, Duration);
+
+/// A thread that carries out what it is sent, at once and without sleeping, until nobody can send it
+/// more.
+pub(crate) fn spawn_resetter() -> (Sender<Doom>, JoinHandle<()>) {
+    let (post, orders) = mpsc::channel::<Doom>();
+    let resetting = std::thread::spawn(move || {
+        loop {
+            match orders.try_recv() {
+                Ok((mut far, bytes, pause)) => {
+                    far.write_all(&bytes).expect("open");
+                    let begun = Instant::now();
+                    while begun.elapsed() < pause {
+                        std::hint::spin_loop();
+                    }
+                    reset(far);
+                }
+                Err(TryRecvError::Empty) => std::hint::spin_loop(),
+                Err(TryRecvError::Disconnected) => return,
+            }
+        }
+    });
+    (post, resetting)
 }
 
 /// Makes the receive buffer small, so that a sink is full early.
