@@ -420,6 +420,9 @@ impl<D: Driver> Control<D> {
             if let Some(buf) = machine.poll_transmit() {
                 peer.is_sending = true;
                 let op = Op::Send { sock: peer.sock, buf };
+                // The data cores hear first of what the client is told: it, and its visitors, may act on
+                // it at once, and would be given proxy_conns of the way that the client has left.
+                self.post.send();
                 self.driver.submit(Name { kind: SEND, key }.token(), op);
             } else if machine.is_ended() {
                 self.close_peer(key, Ending::Clean);
