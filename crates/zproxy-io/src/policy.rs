@@ -4,7 +4,8 @@
 //! picks; messages of some KiB into a large buffer that is still in the cache; a stream that fills
 //! its rounds is cheapest spliced through a pipe. So a direction begins with the smallest path of its
 //! driver, takes the next larger one when a fill takes a whole buffer, and goes back when its fills
-//! have been small several times in a row.
+//! have been small several times in a row. How a fill waits has two forms too, on the ring: by itself,
+//! or, in a conversation, by the standing poll of its socket.
 
 /// Which path the driver may choose (`--relay`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +39,11 @@ const SMALL_COPY: usize = 2 << 10;
 /// any moment.
 const SMALL_FILLS_MAX: u8 = 4;
 
+/// So many small fills of a socket are asked for one by one; then it is a conversation, and one
+/// standing poll for all that are to come is cheaper. A flow of one request and one answer never gets
+/// there.
+const FILLS_MAX: u8 = 3;
+
 /// The state of one source socket.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Policy {
@@ -45,13 +51,15 @@ pub(crate) struct Policy {
     smallest: Path,
     path: Path,
     small_fills: u8,
+    /// Fills since the path was last changed.
+    fills: u8,
 }
 
 impl Policy {
     /// The policy of a socket whose driver has no smaller path than `smallest`.
     pub(crate) fn new(mode: RelayMode, smallest: Path) -> Self {
         let smallest = if mode == RelayMode::Splice { Path::Splice } else { smallest };
-        Self { mode, smallest, path: smallest, small_fills: 0 }
+        Self { mode, smallest, path: smallest, small_fills: 0, fills: 0 }
     }
 
     pub(crate) fn path(&self) -> Path {
@@ -61,6 +69,16 @@ impl Policy {
     /// Whether a pipe must be used wherever one can be had.
     pub(crate) fn is_splice_only(&self) -> bool {
         self.mode == RelayMode::Splice
+    }
+
+    /// Another fill begins on the socket, and will most likely wait.
+    pub(crate) fn note_fill(&mut self) {
+        self.fills = self.fills.saturating_add(1);
+    }
+
+    /// Whether a standing poll of the socket pays.
+    pub(crate) fn is_conversation(&self) -> bool {
+        self.fills > FILLS_MAX
     }
 
     /// A fill took `count` bytes into a buffer of `space` bytes.
@@ -91,6 +109,7 @@ impl Policy {
     fn change(&mut self, path: Path) {
         self.path = path;
         self.small_fills = 0;
+        self.fills = 0;
     }
 }
 
@@ -120,6 +139,19 @@ mod tests {
         }
         policy.note_copied(64, 65536);
         assert_eq!(policy.path(), Path::Receive);
+    }
+
+    /// The fourth fill makes a conversation, and a change of the path ends it.
+    #[test]
+    fn conversations() {
+        let mut policy = Policy::new(RelayMode::Auto, Path::Receive);
+        let fills = [false, false, false, true, true].map(|is_conversation| {
+            policy.note_fill();
+            policy.is_conversation() == is_conversation
+        });
+        assert_eq!(fills, [true; 5]);
+        policy.note_copied(4096, 4096);
+        assert!(!policy.is_conversation());
     }
 
     /// A driver without the smallest path never takes it, and a forced path is never left.

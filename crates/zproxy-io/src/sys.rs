@@ -109,6 +109,14 @@ pub(crate) fn recv(fd: RawFd, out: &mut [u8], flags: libc::c_int) -> io::Result<
     check_count(unsafe { libc::recv(fd, out.as_mut_ptr().cast(), out.len(), flags) })
 }
 
+/// Whether bytes wait to be received (`SIOCINQ`, tcp(7)), urgent ones included if they are in line.
+pub(crate) fn has_unread(fd: RawFd) -> bool {
+    let mut count: libc::c_int = 0;
+    // SAFETY: the kernel writes one int.
+    let result = unsafe { libc::ioctl(fd, libc::FIONREAD, &raw mut count) };
+    result == 0 && count > 0
+}
+
 pub(crate) fn send(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: `bytes` is readable for its length and the kernel keeps no pointer after return.

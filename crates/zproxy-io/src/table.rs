@@ -34,6 +34,12 @@ impl<T> Table<T> {
         Sock { index, generation: 0 }
     }
 
+    /// The name of whatever is in a place now.
+    pub(crate) fn name(&self, index: u32) -> Option<Sock> {
+        let place = self.places.get(index as usize)?;
+        place.entry.as_ref().map(|_| Sock { index, generation: place.generation })
+    }
+
     /// The entry, unless the name is stale.
     pub(crate) fn get(&self, sock: Sock) -> Option<&T> {
         let place = self.places.get(sock.index as usize)?;

@@ -12,6 +12,8 @@ impl Uring {
     pub(super) fn cancel(&mut self, key: Key, part: Part) {
         let target = types::CancelBuilder::user_data(user_data(key, part));
         let entry = opcode::AsyncCancel2::new(target).build();
+        // A vigil has no entry to be cancelled again, and needs none: it is never between two tries.
+        let key = if part == Part::Vigil { Key::MAX } else { key };
         self.ring.push(&[entry.user_data(user_data(key, Part::Cancel))]);
     }
 
@@ -48,7 +50,11 @@ impl Uring {
         assert!(entity.closing.is_none(), "a socket is closed once");
         entity.closing = Some((token, how));
         let keys = [entity.inbound, entity.outbound, entity.watch];
+        self.end_vigil(sock);
         for key in keys.into_iter().flatten() {
+            if self.unpark(key) {
+                continue;
+            }
             let entry =
                 self.entries[key as usize].as_ref().expect("an operation in flight has its entry");
             if let Some(part) = waiting_part(entry) {
@@ -61,7 +67,8 @@ impl Uring {
     pub(super) fn close_when_empty(&mut self, sock: Sock) {
         let Some(entity) = self.socks.get(sock) else { return };
         let Some((token, how)) = entity.closing else { return };
-        if entity.inbound.or(entity.outbound).or(entity.watch).is_some() {
+        let busy = entity.inbound.or(entity.outbound).or(entity.watch);
+        if busy.is_some() || !entity.vigil.is_absent() {
             return;
         }
         let entity = self.socks.remove(sock).expect("it was there a moment ago");
@@ -89,6 +96,7 @@ impl Drop for Uring {
         let everything = types::CancelBuilder::any().all();
         let entry = opcode::AsyncCancel2::new(everything).build();
         self.ring.push(&[entry.user_data(user_data(Key::MAX, Part::Cancel))]);
+        self.entries.retain(|_, entry| entry.as_ref().is_none_or(|entry| !entry.is_parked()));
         let give_up = sys::now() + Duration::from_secs(2);
         // Entries are only counted down here; nothing is continued.
         while !self.entries.is_empty() && sys::now() < give_up {
@@ -110,7 +118,7 @@ impl Uring {
     /// Frees an entry when its last completion is home, and what the completion carries.
     fn abandon(&mut self, completion: &cqueue::Entry) {
         let (key, part) = named_by(completion.user_data());
-        if part == Part::Cancel {
+        if matches!(part, Part::Cancel | Part::Vigil) {
             return;
         }
         let key = key as usize;

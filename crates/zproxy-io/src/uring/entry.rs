@@ -12,6 +12,8 @@ pub(super) enum Part {
     Poll = 2,
     /// A cancellation of another part.
     Cancel = 3,
+    /// The vigil of a socket. It belongs to no operation: its key is the socket's place.
+    Vigil = 4,
 }
 
 /// What a completion belongs to.
@@ -25,6 +27,7 @@ pub(super) fn named_by(user_data: u64) -> (Key, Part) {
         0 => Part::Main,
         1 => Part::Refill,
         2 => Part::Poll,
+        4 => Part::Vigil,
         _ => Part::Cancel,
     };
     (user_data as Key, part)
@@ -40,6 +43,13 @@ pub(super) struct Entry {
     /// Completions that have yet to come home.
     pub(super) pending: u8,
     pub(super) work: Work,
+}
+
+impl Entry {
+    /// Whether it waits on its socket, with nothing in the kernel.
+    pub(super) fn is_parked(&self) -> bool {
+        matches!(&self.work, Work::Fill(fill) if fill.is_parked())
+    }
 }
 
 #[derive(Debug)]
@@ -108,6 +118,8 @@ pub(super) enum Step {
     Wait,
     /// So many submissions were queued for it.
     Submitted(u8),
+    /// It waits for the vigil of its socket.
+    Park,
     /// It is finished.
     Finish(Outcome),
 }

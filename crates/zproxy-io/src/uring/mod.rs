@@ -1,10 +1,10 @@
 //! The io_uring backend: one ring per core, made and used on that core's own thread.
 //!
 //! `mod` holds the sockets and the loop; `entry` is an operation in flight; `simple` accepts,
-//! receives and sends; `rounds` moves bytes; `closing` brings everything home; `group` is the provided
-//! buffers; `ring` is the ring itself. An operation in flight is an
-//! [`Entry`] in a slab; its index travels through the kernel in `user_data`, with the part of the operation that a
-//! completion belongs to. An entry is freed when its last completion is home, so a name is never
+//! receives and sends; `rounds` moves bytes; `vigil` waits for news of a socket for good; `closing`
+//! brings everything home; `group` is the provided buffers; `ring` is the ring itself. An operation in
+//! flight is an [`Entry`] in a slab; its index travels through the kernel in `user_data`, with the part
+//! of the operation that a completion belongs to. An entry is freed when its last completion is home, so a name is never
 //! reused early.
 
 mod closing;
@@ -16,6 +16,7 @@ mod rounds;
 mod simple;
 #[cfg(test)]
 mod tests;
+mod vigil;
 
 use std::io;
 use std::net::SocketAddr;
@@ -43,6 +44,7 @@ use entry::{Entry, Key, Part, Places, Step, Work, failed, is_interrupted, named_
 use group::Group;
 use ring::{Queues, Ring};
 use rounds::{Drain, Fill};
+use vigil::{Doubts, Vigil};
 
 /// Results of one turn; more completions wait for the next one.
 const RESULTS_PER_TURN: usize = 16;
@@ -62,6 +64,7 @@ pub struct Uring {
     group: Rc<Group>,
     relay: RelayMode,
     busy: BusyPoll,
+    doubts: Doubts,
     /// When the last wait ended.
     now: Duration,
     /// Turns since the ring was last entered.
@@ -79,6 +82,7 @@ struct Entity {
     outbound: Option<Key>,
     watch: Option<Key>,
     closing: Option<(Token, Ending)>,
+    vigil: Vigil,
     policy: Policy,
     /// The last take left more behind, or none was tried yet: the next one need not wait for news.
     has_more: bool,
@@ -122,6 +126,7 @@ impl Uring {
             group,
             relay: config.relay,
             busy: BusyPoll::new(config.busy_poll),
+            doubts: Doubts::default(),
             now: sys::now(),
             turns_blind: 0,
             has_moved_much: false,
@@ -154,6 +159,7 @@ impl Uring {
             outbound: None,
             watch: None,
             closing: None,
+            vigil: Vigil::default(),
             policy: Policy::new(self.relay, Path::Receive),
             has_more: true,
             full: false,
@@ -234,6 +240,9 @@ impl Uring {
             Step::Submitted(pending) => {
                 self.entries.insert(Some(Entry { token, pending, work: work() }));
             }
+            Step::Park => {
+                self.entries.insert(Some(Entry { token, pending: 0, work: work() }));
+            }
             Step::Wait => unreachable!("a first step has nothing to wait for"),
         }
     }
@@ -304,6 +313,7 @@ impl Uring {
         match step {
             Step::Wait => assert!(entry.pending > 0, "an operation waits for nothing"),
             Step::Submitted(count) => entry.pending += count,
+            Step::Park => assert_eq!(entry.pending, 0, "what is parked waits for nothing else"),
             Step::Finish(outcome) => {
                 assert_eq!(entry.pending, 0, "an operation ended with completions outstanding");
                 self.entries.remove(key as usize);
@@ -318,6 +328,9 @@ impl Uring {
     fn complete(&mut self, completion: &cqueue::Entry) {
         let (key, part) = named_by(completion.user_data());
         let (result, flags) = (completion.result(), completion.flags());
+        if part == Part::Vigil {
+            return self.on_vigil(completion, key);
+        }
         if part == Part::Cancel {
             return self.on_cancelled(key, result);
         }
@@ -414,10 +427,15 @@ impl Uring {
                 self.reap();
                 continue;
             }
-            let patience = until.map(|until| until.saturating_sub(sys::now()));
-            self.enter(patience)?;
+            let wake_at = until.into_iter().chain(self.doubts.due()).min();
+            let now = if wake_at.is_some() { sys::now() } else { self.now };
+            self.look_again(now);
+            if !self.ready.is_empty() {
+                continue;
+            }
+            self.enter(wake_at.map(|wake_at| wake_at.saturating_sub(now)))?;
             self.reap();
-            if self.ready.is_empty() && patience.is_some_and(|patience| patience.is_zero()) {
+            if self.ready.is_empty() && until.is_some_and(|until| until <= now) {
                 return Ok(());
             }
         }
@@ -464,7 +482,7 @@ impl Driver for Uring {
     fn release(&mut self, sock: Sock) -> OwnedFd {
         let entity = self.socks.remove(sock).expect("a socket that this driver owns");
         let busy = entity.inbound.or(entity.outbound).or(entity.watch);
-        let is_busy = busy.is_some() || entity.closing.is_some();
+        let is_busy = busy.is_some() || entity.closing.is_some() || !entity.vigil.is_absent();
         assert!(!is_busy, "a released socket is at rest");
         self.stats.socks_closed += 1;
         entity.fd

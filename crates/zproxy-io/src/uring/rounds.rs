@@ -1,12 +1,13 @@
 //! How bytes move: fills and drains, as steps of ring submissions.
 //!
-//! A fill of small messages waits in a receive whose buffer the kernel picks when bytes have come.
-//! Any other waits in a poll, and then takes what is there with recv(2) or splice(2): the kernel uses
-//! the buffers of a group in turn, so large ones would be cold each time.
+//! A fill of small messages waits in a receive whose buffer the kernel picks when bytes have come, or,
+//! when its socket has been waited on often, for news of its vigil. Any other waits in a poll of its
+//! own. News and polls are followed by recv(2) or splice(2): the kernel uses the buffers of a group in
+//! turn, so large ones would be cold each time.
 //!
 //! Copied bytes are sent at once by send(2), so that a round is over without a completion, and the
-//! next wait submits the next receive; only a sink without room gets a send on the ring, which waits.
-//! Spliced bytes are drained in one of two ways:
+//! next wait submits the next receive, if there is one to submit; only a sink without room gets a send
+//! on the ring, which waits. Spliced bytes are drained in one of two ways:
 //!
 //! * *inline*: `splice(2)` from this thread, out of the pipe and into it again, without waiting; a
 //!   ring poll waits for room when the sink is full. No worker thread is woken.
@@ -19,9 +20,9 @@
 
 use io_uring::{cqueue, opcode, squeue, types};
 
-use super::Uring;
 use super::entry::{Key, Part, Places, Step, failed, is_interrupted, user_data};
 use super::group::{BUF_SIZE, Group};
+use super::{Entity, Uring};
 use crate::buf::Buf;
 use crate::lease::Store;
 use crate::pipe::Pipe;
@@ -41,6 +42,8 @@ enum FillStage {
     Receive,
     /// Waiting for bytes without a buffer.
     Poll,
+    /// Waiting for the vigil of the socket.
+    Parked,
     /// Bytes have come and are being spliced into a pipe.
     Splice(Box<Pipe>),
 }
@@ -54,8 +57,16 @@ impl Fill {
     pub(super) fn waiting_part(&self) -> Option<Part> {
         match self.stage {
             FillStage::Receive | FillStage::Poll => Some(Part::Main),
-            FillStage::Splice(_) => None,
+            FillStage::Parked | FillStage::Splice(_) => None,
         }
+    }
+
+    pub(super) fn park(&mut self) {
+        self.stage = FillStage::Parked;
+    }
+
+    pub(super) fn is_parked(&self) -> bool {
+        matches!(self.stage, FillStage::Parked)
     }
 }
 
@@ -134,12 +145,29 @@ fn fault_of_take(result: i32) -> Option<Fault> {
     is_fault.then(|| Fault::from_errno(-result))
 }
 
+impl Entity {
+    /// A splice took so many bytes, and may have left some: a pipe is full of pieces before it is full
+    /// of bytes.
+    fn note_spliced(&mut self, taken: usize) {
+        self.has_more = true;
+        self.policy.note_spliced(taken);
+    }
+}
+
 impl Uring {
     pub(super) fn first_fill(&mut self, fill: &mut Fill, key: Key) -> Step {
-        match self.entity(fill.from).policy.path() {
-            Path::Receive => self.receive(fill, key),
-            Path::Copy if self.entity(fill.from).has_more => self.copy_now(fill, key),
-            Path::Copy | Path::Splice => self.poll_fill(fill, key),
+        let entity = self.entity(fill.from);
+        let path = entity.policy.path();
+        if path == Path::Splice {
+            return self.poll_fill(fill, key);
+        }
+        entity.policy.note_fill();
+        let has_more = entity.has_more || entity.vigil.has_news;
+        match (self.keeps_vigil(fill.from), path) {
+            (true, _) | (false, Path::Copy) if has_more => self.copy_now(fill, key),
+            (true, _) => self.park(fill),
+            (false, Path::Receive) => self.receive(fill, key),
+            (false, _) => self.poll_fill(fill, key),
         }
     }
 
@@ -171,11 +199,12 @@ impl Uring {
                 self.failed_on(fill.from, result)
             }
             FillStage::Poll => self.take_polled(fill, key),
+            FillStage::Parked => unreachable!("what is parked has nothing in the kernel"),
             FillStage::Splice(mut pipe) => {
                 let taken = usize::try_from(result).unwrap_or(0);
                 if taken > 0 {
                     pipe.note_in(taken);
-                    self.entity(fill.from).policy.note_spliced(taken);
+                    self.entity(fill.from).note_spliced(taken);
                     return Step::Finish(Outcome::Filled(Lease::new(Store::Pipe(*pipe))));
                 }
                 match fault_of_take(result) {
@@ -265,7 +294,7 @@ impl Uring {
         match sys::splice(self.fd(fill.from).0, pipe.write_end(), pipe.size()) {
             Ok(taken @ 1..) => {
                 pipe.note_in(taken);
-                self.entity(fill.from).policy.note_spliced(taken);
+                self.entity(fill.from).note_spliced(taken);
                 Step::Finish(Outcome::Filled(Lease::new(Store::Pipe(pipe))))
             }
             // A false alarm, the end or urgent data: a receive tells which.
@@ -279,9 +308,10 @@ impl Uring {
     }
 
     /// Takes what is there into a heap buffer, at once.
-    fn copy_now(&mut self, fill: &mut Fill, key: Key) -> Step {
+    pub(super) fn copy_now(&mut self, fill: &mut Fill, key: Key) -> Step {
         let mut buf = self.bufs.lease();
         let space = buf.space().len();
+        self.entity(fill.from).vigil.has_news = false;
         match sys::recv(self.fd(fill.from).0, buf.space(), libc::MSG_DONTWAIT) {
             Ok(0) => self.ended(fill.from),
             Ok(count) => {
@@ -290,13 +320,29 @@ impl Uring {
                 let entity = self.entity(fill.from);
                 entity.has_more = count == space;
                 entity.policy.note_copied(count, space);
+                if entity.policy.path() == Path::Splice {
+                    // Splices look before they wait.
+                    self.end_vigil(fill.from);
+                } else if count < space {
+                    self.doubts(fill.from);
+                }
                 Step::Finish(Outcome::Filled(Lease::new(Store::Buf(buf))))
             }
             Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {
-                self.again(fill, |driver, fill| driver.poll_fill(fill, key))
+                self.again(fill, |driver, fill| driver.wait_again(fill, key))
             }
             Err(error) => self.failed_on(fill.from, -error.raw_os_error().unwrap_or(libc::EIO)),
         }
+    }
+
+    /// A take found nothing, or was kept from it by a signal.
+    fn wait_again(&mut self, fill: &mut Fill, key: Key) -> Step {
+        let entity = self.entity(fill.from);
+        entity.has_more = false;
+        if entity.policy.path() != Path::Splice && self.doubts(fill.from) {
+            return self.park(fill);
+        }
+        self.poll_fill(fill, key)
     }
 
     pub(super) fn first_drain(&mut self, drain: &mut Drain, key: Key) -> Step {
@@ -456,7 +502,7 @@ impl Uring {
                     Part::Main => *put = Some(result),
                     Part::Refill => *taken = Some(result),
                     Part::Poll => *polls = false,
-                    Part::Cancel => unreachable!("a cancellation is nobody's part"),
+                    Part::Cancel | Part::Vigil => unreachable!("these are nobody's part"),
                 }
                 if pending > 0 {
                     return Step::Wait;
@@ -558,7 +604,7 @@ impl Uring {
         if let Some(from) = drain.refill
             && -result != libc::ECANCELED
         {
-            self.entity(from).policy.note_spliced(taken);
+            self.entity(from).note_spliced(taken);
         }
         taken
     }

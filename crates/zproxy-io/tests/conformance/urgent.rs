@@ -9,6 +9,7 @@ use crate::support::{End, Kit, Pump, World, bytes, far};
 
 conformance!(
     in_the_middle,
+    in_a_conversation,
     first_and_last,
     before_a_fin,
     in_a_busy_stream,
@@ -56,6 +57,29 @@ fn in_the_middle<K: Kit>() {
             at += size as u64;
             pump_until(&mut world, &mut pump, at);
             far::read_exactly(&mut sink, 1, start, 2 * size + 1);
+        }
+        world.finish();
+    }
+}
+
+/// The same between small messages, each of which is waited for.
+fn in_a_conversation<K: Kit>() {
+    for relay in MODES {
+        let (mut world, [from, to], [mut source, mut sink]) = scene::<K>(relay);
+        let mut pump = Pump::start(&mut world, from, to);
+        let mut at = 0;
+        for round in 0..100 {
+            let start = at;
+            source.write_all(&bytes::patterned(1, at, 10)).expect("open");
+            at += 10;
+            if round % 5 == 4 {
+                send_urgent_byte(&source, 1, at);
+                at += 1;
+                source.write_all(&bytes::patterned(1, at, 10)).expect("open");
+                at += 10;
+            }
+            pump_until(&mut world, &mut pump, at);
+            far::read_exactly(&mut sink, 1, start, (at - start) as usize);
         }
         world.finish();
     }
