@@ -80,7 +80,7 @@ where
             let mut fields = Fields { line: &mut desk.line, result: Ok(()) };
             event.record(&mut fields);
             fields.result?;
-            if desk.line.chars().any(char::is_control) {
+            if desk.line.bytes().any(may_control) {
                 desk.line = tamed(&desk.line);
             }
             desk.line.push('\n');
@@ -97,6 +97,12 @@ fn word(level: Level) -> &'static str {
         Level::DEBUG => "DEBUG",
         Level::TRACE => "TRACE",
     }
+}
+
+/// Whether a byte of UTF-8 may belong to a control character: C0, DEL, or the first half of C1. Going
+/// by bytes, a line is looked over in a few instructions.
+fn may_control(byte: u8) -> bool {
+    matches!(byte, 0..=0x1f | 0x7f | 0xc2)
 }
 
 /// Whatever peers have put into it, a line stays one line and commands no terminal.

@@ -420,7 +420,12 @@ impl Uring {
                     self.enter(Some(Duration::ZERO))?;
                 }
                 self.reap();
-                done.append(&mut self.ready);
+                if done.is_empty() {
+                    // Both lists are kept; what they hold stays where it is.
+                    std::mem::swap(done, &mut self.ready);
+                } else {
+                    done.append(&mut self.ready);
+                }
                 return Ok(());
             }
             if self.ring.has_completions() || self.watch_awake(until)? {
