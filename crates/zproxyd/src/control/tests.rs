@@ -1,10 +1,10 @@
 //! The control core beside data cores that take no letter.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use zproxy_io::{DriverConfig, Epoll};
+use zproxy_io::{Doorbell, DriverConfig, Epoll, Fault, ListenOptions, Stats};
 use zproxy_proto::auth::Nonce;
 use zproxy_proto::control::{ClientConfig, ClientEvent, ClientSession};
 use zproxy_proto::id::ClientId;
@@ -17,14 +17,17 @@ use crate::listeners;
 
 const TOKEN: &str = "a-token-for-the-tests";
 
+fn epoll() -> Epoll {
+    Epoll::new(&DriverConfig::default()).unwrap()
+}
+
 /// A control core with one data core that does nothing by itself.
-fn control() -> (Control<Epoll>, Mailbox<Tell<Epoll>>, Epoll, SocketAddr) {
-    let driver = Epoll::new(&DriverConfig::default()).unwrap();
-    let other = Epoll::new(&DriverConfig::default()).unwrap();
+fn control<D: Driver>(driver: D) -> (Control<D>, Mailbox<Tell<D>>, Epoll, SocketAddr) {
+    let other = epoll();
     let worker = Mailbox::new(other.doorbell());
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let (ctl_listener, ctl_at) = listeners::own::<Epoll>(any, "ctl").unwrap();
-    let (proxy_listener, proxy_at) = listeners::own::<Epoll>(any, "proxy").unwrap();
+    let (ctl_listener, ctl_at) = listeners::own::<D>(any, "ctl").unwrap();
+    let (proxy_listener, proxy_at) = listeners::own::<D>(any, "proxy").unwrap();
     let policy = PortPolicy { range: None, excluded: Vec::new(), lowest: 1024 };
     let control = Control::new(Parts {
         mailbox: Mailbox::new(driver.doorbell()),
@@ -46,7 +49,7 @@ fn control() -> (Control<Epoll>, Mailbox<Tell<Epoll>>, Epoll, SocketAddr) {
 }
 
 /// Logs a client in by hand.
-fn client(control: &mut Control<Epoll>, at: SocketAddr) -> TcpStream {
+fn client<D: Driver>(control: &mut Control<D>, at: SocketAddr) -> TcpStream {
     let mut conn = TcpStream::connect(at).unwrap();
     conn.set_nonblocking(true).unwrap();
     let config = ClientConfig {
@@ -93,7 +96,7 @@ fn open_and_close(numbers: impl Iterator<Item = u32>) -> Vec<u8> {
 fn letters_that_nobody_takes_are_bounded() {
     // A letter about a new tunnel has a listener in it.
     zproxy_io::sys::raise_descriptor_limit();
-    let (mut control, worker, _other, at) = control();
+    let (mut control, worker, _other, at) = control(epoll());
     let mut conn = client(&mut control, at);
     let letters = worker.sender();
     let begun = Instant::now();
@@ -124,4 +127,88 @@ fn letters_that_nobody_takes_are_bounded() {
     drop(taken);
     control.turn().unwrap();
     assert!(control.held.is_empty(), "it is read again");
+}
+
+/// A driver that watches in which order letters and frames leave.
+struct Watched {
+    epoll: Epoll,
+    letters: Option<Sender<Tell<Self>>>,
+    /// Letters that had left when the last frame of this turn did.
+    at_send: Option<usize>,
+    frames_behind_letters: usize,
+}
+
+impl Watched {
+    fn letters(&self) -> usize {
+        self.letters.as_ref().map_or(0, Sender::waiting)
+    }
+}
+
+impl Driver for Watched {
+    type Handle = <Epoll as Driver>::Handle;
+
+    const NAME: &'static str = Epoll::NAME;
+
+    fn now(&self) -> Duration {
+        self.epoll.now()
+    }
+
+    fn doorbell(&self) -> Doorbell {
+        self.epoll.doorbell()
+    }
+
+    fn listen(at: SocketAddr, options: ListenOptions) -> io::Result<(Self::Handle, SocketAddr)> {
+        Epoll::listen(at, options)
+    }
+
+    fn socket(&mut self, to: &SocketAddr) -> Result<Sock, Fault> {
+        self.epoll.socket(to)
+    }
+
+    fn adopt(&mut self, handle: Self::Handle) -> Sock {
+        self.epoll.adopt(handle)
+    }
+
+    fn release(&mut self, sock: Sock) -> Self::Handle {
+        self.epoll.release(sock)
+    }
+
+    fn shutdown_write(&mut self, sock: Sock) {
+        self.epoll.shutdown_write(sock);
+    }
+
+    fn recall_accept(&mut self, listener: Sock) {
+        self.epoll.recall_accept(listener);
+    }
+
+    fn submit(&mut self, token: OpToken, op: Op) {
+        if let Op::Send { .. } = op {
+            let letters = self.letters();
+            self.at_send = Some(letters);
+            self.frames_behind_letters += usize::from(letters > 0);
+        }
+        self.epoll.submit(token, op);
+    }
+
+    fn wait(&mut self, until: Option<Duration>, done: &mut Vec<Done>) -> Result<(), DriverLost> {
+        if let Some(at_send) = self.at_send.take() {
+            assert_eq!(self.letters(), at_send, "a letter left behind the frame of its turn");
+        }
+        self.epoll.wait(until, done)
+    }
+
+    fn stats(&self) -> Stats {
+        self.epoll.stats()
+    }
+}
+
+/// What a client is told, it and its visitors act on at once; so what the data cores have to know for
+/// that is in their boxes before.
+#[test]
+fn letters_leave_before_frames() {
+    let driver = Watched { epoll: epoll(), letters: None, at_send: None, frames_behind_letters: 0 };
+    let (mut control, worker, _other, at) = control(driver);
+    control.driver.letters = Some(worker.sender());
+    client(&mut control, at);
+    assert!(control.driver.frames_behind_letters > 0, "the data core is told of a client");
 }
