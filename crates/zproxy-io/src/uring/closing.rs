@@ -25,7 +25,7 @@ impl Uring {
             return;
         }
         // The entry may be another one by now; then nobody wants it home.
-        let Some(Some(entry)) = self.entries.get(key as usize) else { return };
+        let Some(entry) = self.entries.get(key) else { return };
         if entry.pending > 0
             && self.is_wanted_home(entry)
             && let Some(part) = waiting_part(entry)
@@ -55,8 +55,7 @@ impl Uring {
             if self.unpark(key) {
                 continue;
             }
-            let entry =
-                self.entries[key as usize].as_ref().expect("an operation in flight has its entry");
+            let entry = self.entries.get(key).expect("an operation in flight has its entry");
             if let Some(part) = waiting_part(entry) {
                 self.cancel(key, part);
             }
@@ -96,7 +95,7 @@ impl Drop for Uring {
         let everything = types::CancelBuilder::any().all();
         let entry = opcode::AsyncCancel2::new(everything).build();
         self.ring.push(&[entry.user_data(user_data(Key::MAX, Part::Cancel))]);
-        self.entries.retain(|_, entry| entry.as_ref().is_none_or(|entry| !entry.is_parked()));
+        self.entries.drop_parked();
         let give_up = sys::now() + Duration::from_secs(2);
         // Entries are only counted down here; nothing is continued.
         while !self.entries.is_empty() && sys::now() < give_up {
@@ -121,8 +120,7 @@ impl Uring {
         if matches!(part, Part::Cancel | Part::Vigil) {
             return;
         }
-        let key = key as usize;
-        let entry = self.entries[key].as_mut().expect("an entry waits for its completions");
+        let entry = self.entries.place(key).as_mut().expect("an entry waits for its completions");
         if matches!(entry.work, Work::Accept { .. }) && completion.result() >= 0 {
             drop(sys::own(completion.result()));
         }

@@ -1,7 +1,7 @@
 //! Operations in flight: what the driver keeps of each until its last completion is home.
 
 use super::rounds::{Drain, Fill};
-use crate::{Fault, Outcome, Sock, Token};
+use crate::{Chunks, Fault, Outcome, Sock, Token};
 
 /// Which completion of an operation: the high half of `user_data`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +49,59 @@ impl Entry {
     /// Whether it waits on its socket, with nothing in the kernel.
     pub(super) fn is_parked(&self) -> bool {
         matches!(&self.work, Work::Fill(fill) if fill.is_parked())
+    }
+}
+
+/// All operations in flight. Their names are places, which are used again and never move: a list that
+/// doubled would hold as much again for nothing when many flows are idle.
+#[derive(Debug, Default)]
+pub(super) struct Entries {
+    places: Chunks<Option<Entry>>,
+    free: Vec<Key>,
+}
+
+impl Entries {
+    /// The name that the next entry will have.
+    pub(super) fn vacant_key(&mut self) -> Key {
+        if self.free.is_empty() {
+            let key = Key::try_from(self.places.push(None)).expect("operations are few");
+            self.free.push(key);
+        }
+        *self.free.last().expect("there is one now")
+    }
+
+    pub(super) fn insert(&mut self, entry: Entry) {
+        let key = self.vacant_key();
+        self.free.pop();
+        self.places[key as usize] = Some(entry);
+    }
+
+    /// The entry is over: its name is free, and what is left in its place is dropped.
+    pub(super) fn remove(&mut self, key: Key) {
+        self.places[key as usize] = None;
+        self.free.push(key);
+    }
+
+    /// The place of a name; empty while its entry is being looked at.
+    pub(super) fn place(&mut self, key: Key) -> &mut Option<Entry> {
+        &mut self.places[key as usize]
+    }
+
+    /// The entry with a name, if there is one.
+    pub(super) fn get(&self, key: Key) -> Option<&Entry> {
+        self.places.get(key as usize)?.as_ref()
+    }
+
+    /// Takes out what has nothing in the kernel.
+    pub(super) fn drop_parked(&mut self) {
+        for place in self.places.iter_mut() {
+            place.take_if(|entry| entry.is_parked());
+        }
+    }
+
+    /// Whether nothing is in flight.
+    pub(super) fn is_empty(&self) -> bool {
+        self.places.iter().all(Option::is_none)
     }
 }
 

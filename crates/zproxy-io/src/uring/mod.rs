@@ -3,7 +3,7 @@
 //! `mod` holds the sockets and the loop; `entry` is an operation in flight; `simple` accepts,
 //! receives and sends; `rounds` moves bytes; `vigil` waits for news of a socket for good; `closing`
 //! brings everything home; `group` is the provided buffers; `ring` is the ring itself. An operation in
-//! flight is an [`Entry`] in a slab; its index travels through the kernel in `user_data`, with the part
+//! flight is an [`Entry`] in a list; its index travels through the kernel in `user_data`, with the part
 //! of the operation that a completion belongs to. An entry is freed when its last completion is home, so a name is never
 //! reused early.
 
@@ -25,7 +25,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use io_uring::{cqueue, opcode, squeue, types};
-use slab::Slab;
 
 pub(crate) use group::RingBuf;
 pub use ring::RingError;
@@ -40,7 +39,9 @@ use crate::{
     Done, Doorbell, Driver, DriverConfig, DriverLost, Ending, FarEnd, Fault, ListenOptions, Op,
     Outcome, Sock, Stats, Token, sock, sys,
 };
-use entry::{Entry, Key, Part, Places, Step, Work, failed, is_interrupted, named_by, user_data};
+use entry::{
+    Entries, Entry, Key, Part, Places, Step, Work, failed, is_interrupted, named_by, user_data,
+};
 use group::Group;
 use ring::{Queues, Ring};
 use rounds::{Drain, Fill};
@@ -56,7 +57,7 @@ const BLIND_TURNS_MAX: u8 = 4;
 pub struct Uring {
     ring: Ring,
     socks: Table<Entity>,
-    entries: Slab<Option<Entry>>,
+    entries: Entries,
     ready: Vec<Done>,
     bell: Doorbell,
     pipes: Rc<PipePool>,
@@ -118,7 +119,7 @@ impl Uring {
         let mut driver = Self {
             ring,
             socks: Table::default(),
-            entries: Slab::new(),
+            entries: Entries::default(),
             ready: Vec::new(),
             bell: Doorbell::new().map_err(RingError::Doorbell)?,
             pipes: PipePool::new(),
@@ -238,10 +239,10 @@ impl Uring {
                 self.leave(places);
             }
             Step::Submitted(pending) => {
-                self.entries.insert(Some(Entry { token, pending, work: work() }));
+                self.entries.insert(Entry { token, pending, work: work() });
             }
             Step::Park => {
-                self.entries.insert(Some(Entry { token, pending: 0, work: work() }));
+                self.entries.insert(Entry { token, pending: 0, work: work() });
             }
             Step::Wait => unreachable!("a first step has nothing to wait for"),
         }
@@ -255,7 +256,7 @@ impl Uring {
 
     /// Takes an operation's places for the entry that comes next.
     fn occupy(&mut self, places: Places) -> Key {
-        let key = Key::try_from(self.entries.vacant_key()).expect("operations are few");
+        let key = self.entries.vacant_key();
         let busy = "one operation of a kind on a socket at a time";
         if let Some(sock) = places.inbound {
             assert!(self.entity(sock).inbound.replace(key).is_none(), "inbound: {busy}");
@@ -316,12 +317,12 @@ impl Uring {
             Step::Park => assert_eq!(entry.pending, 0, "what is parked waits for nothing else"),
             Step::Finish(outcome) => {
                 assert_eq!(entry.pending, 0, "an operation ended with completions outstanding");
-                self.entries.remove(key as usize);
+                self.entries.remove(key);
                 self.ready.push(Done { token: entry.token, outcome });
                 return self.vacate(Places::of(&entry.work));
             }
         }
-        self.entries[key as usize] = Some(entry);
+        *self.entries.place(key) = Some(entry);
     }
 
     /// One completion has come home.
@@ -334,8 +335,7 @@ impl Uring {
         if part == Part::Cancel {
             return self.on_cancelled(key, result);
         }
-        let mut entry =
-            self.entries[key as usize].take().expect("an entry waits for its completions");
+        let mut entry = self.entries.place(key).take().expect("an entry waits for its completions");
         if !cqueue::more(flags) {
             entry.pending -= 1;
         }
@@ -531,7 +531,7 @@ impl Driver for Uring {
         let Some(entity) = self.socks.get(listener) else { return };
         // Being closed, it is on its way home.
         let (Some(key), None) = (entity.inbound, entity.closing) else { return };
-        let entry = self.entries[key as usize].as_mut();
+        let entry = self.entries.place(key).as_mut();
         let entry = entry.expect("an operation in flight has its entry");
         if let Work::Accept { is_recalled, .. } = &mut entry.work
             && !std::mem::replace(is_recalled, true)

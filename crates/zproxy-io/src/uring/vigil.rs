@@ -133,7 +133,7 @@ impl Uring {
     /// Goes on with a fill that is parked on a socket.
     fn resume(&mut self, sock: Sock) {
         let Some(key) = self.entity(sock).inbound else { return };
-        let place = &mut self.entries[key as usize];
+        let place = self.entries.place(key);
         if let Some(mut entry) = place.take_if(|entry| entry.is_parked())
             && let Work::Fill(fill) = &mut entry.work
         {
@@ -150,9 +150,9 @@ impl Uring {
 
     /// Brings a parked fill home from a socket that is being closed; false when it is not parked.
     pub(super) fn unpark(&mut self, key: Key) -> bool {
-        let place = &mut self.entries[key as usize];
+        let place = self.entries.place(key);
         let Some(entry) = place.take_if(|entry| entry.is_parked()) else { return false };
-        self.entries.remove(key as usize);
+        self.entries.remove(key);
         self.leave(Places::of(&entry.work));
         self.ready.push(Done { token: entry.token, outcome: Outcome::Failed(Fault::Cancelled) });
         true
