@@ -10,6 +10,7 @@
 mod crowds;
 mod kills;
 mod links;
+mod paces;
 mod paths;
 mod shortages;
 

@@ -78,6 +78,25 @@ impl Place {
         run(&format!("ip -n {} {words}", self.name), "").unwrap_or_else(|why| panic!("{why}"));
     }
 
+    /// Chooses the congestion control of what is opened here from now on; false when this kernel does not
+    /// have it.
+    #[must_use]
+    pub fn congestion_control(&self, name: &str) -> bool {
+        // It is the network's of the thread that writes.
+        self.within(|| fs::write("/proc/sys/net/ipv4/tcp_congestion_control", name).is_ok())
+    }
+
+    /// What the kernel tells of each connection from here to a port, in the words of `ss(8)`.
+    ///
+    /// # Panics
+    /// When there is no `ss`.
+    #[must_use]
+    pub fn conns_to(&self, port: u16) -> Vec<String> {
+        let words = format!("ss -N {} -tinHO state established dport = {port}", self.name);
+        let told = run(&words, "").unwrap_or_else(|why| panic!("{why}"));
+        told.lines().map(ToOwned::to_owned).collect()
+    }
+
     /// Slows what leaves through a device.
     ///
     /// # Panics
@@ -167,6 +186,10 @@ impl Net {
         }
         for place in net.places() {
             place.ip("link set lo up");
+            // Not the machine's choice. BBR takes what the kernel drops for want of memory, when hundreds
+            // are slow, for a policer, and may then be at 1 KB/s for two minutes; see `paces`.
+            let is_chosen = place.congestion_control("cubic") || place.congestion_control("reno");
+            assert!(is_chosen, "{}: the kernel has no reno", place.name);
         }
         Some(net)
     }

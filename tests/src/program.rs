@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::clock::eventually_some;
 
 /// Lines shown of each stream when a test fails.
-const SHOWN_LINES_MAX: usize = 120;
+const SHOWN_LINES_MAX: usize = 1_000;
 
 /// What a program has said on one of its streams, line by line.
 #[derive(Debug, Default)]

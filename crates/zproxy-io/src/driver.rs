@@ -49,6 +49,12 @@ pub trait Driver {
         let _ = sock;
     }
 
+    /// The next bytes on a connection belong to somebody else: what the kernel has learnt of its path in
+    /// a bad hour shall not slow them. Only a hint.
+    fn renew(&mut self, sock: Sock) {
+        let _ = sock;
+    }
+
     /// Takes over a socket from another driver.
     fn adopt(&mut self, handle: Self::Handle) -> Sock;
 

@@ -92,7 +92,25 @@ pub(crate) fn speaks_first(fd: RawFd) {
 fn ease(fd: RawFd, peer: &SocketAddr) {
     if is_loopback(peer) {
         // Without it there is only less speed.
-        let _ = sys::set_congestion_control(fd, c"reno");
+        let _ = sys::set_congestion_control(fd, &sys::RENO);
+    }
+}
+
+/// With fewer segments than that in a round trip time, what BBR calls a round is longer than that: as long
+/// as they take to leave (`bbr_cwnd_min_target`).
+const SLOW_PACE: u64 = 4;
+
+/// See [`crate::Driver::renew`]. BBR takes heavy loss for a policer, and then sends no faster than what came
+/// through for 48 rounds more (tcp_bbr.c, Linux 4.9 to 6.18): for two minutes and more, where two
+/// packets leave at 1 KB/s. A new connection would begin at the beginning, and so does this one then.
+pub(crate) fn renew(fd: RawFd) {
+    if let Ok(system) = sys::congestion_control(fd)
+        && system.starts_with(b"bbr")
+        && sys::pace(fd).is_some_and(|pace| pace < SLOW_PACE)
+    {
+        // BBR begins anew when it takes over. Should that fail, the other one is not bad either.
+        let _ = sys::set_congestion_control(fd, &sys::RENO);
+        let _ = sys::set_congestion_control(fd, &system);
     }
 }
 
@@ -140,13 +158,13 @@ mod tests {
     fn congestion_control_by_address() {
         let system = sys::congestion_control(sys::socket(&at(1)).unwrap().as_raw_fd()).unwrap();
         let near = open(&at(1)).unwrap();
-        assert_eq!(sys::congestion_control(near.as_raw_fd()).unwrap(), "reno");
+        assert_eq!(sys::congestion_control(near.as_raw_fd()).unwrap(), sys::RENO);
         let away = open(&SocketAddr::from(([192, 0, 2, 1], 1))).unwrap();
         assert_eq!(sys::congestion_control(away.as_raw_fd()).unwrap(), system);
         let of = |fd: &OwnedFd| sys::congestion_control(fd.as_raw_fd()).unwrap();
         // A listener that whoever is away can reach leaves it to the connection.
         let everywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-        for (bound_to, inherited) in [(at(0), "reno"), (everywhere, &*system)] {
+        for (bound_to, inherited) in [(at(0), sys::RENO), (everywhere, system)] {
             let (listener, addr) = listen(bound_to, ListenOptions::default()).unwrap();
             assert_eq!(of(&listener), inherited);
             let far = TcpStream::connect(at(addr.port())).unwrap();
@@ -160,7 +178,7 @@ mod tests {
             accepted(conn.as_raw_fd(), None);
             assert_eq!(of(&conn), inherited);
             accepted(conn.as_raw_fd(), peer.as_ref());
-            assert_eq!(of(&conn), "reno");
+            assert_eq!(of(&conn), sys::RENO);
         }
     }
 

@@ -247,26 +247,26 @@ pub(crate) fn set_linger(fd: RawFd, seconds: Option<libc::c_int>) -> io::Result<
     set_option_struct(fd, libc::SOL_SOCKET, libc::SO_LINGER, &value)
 }
 
+/// The name of a congestion control, with zeros behind it (`TCP_CA_NAME_MAX`).
+pub(crate) type CongestionControl = [u8; 16];
+
+/// The one that every kernel has (RFC 6582).
+pub(crate) const RENO: CongestionControl = *b"reno\0\0\0\0\0\0\0\0\0\0\0\0";
+
 /// `TCP_CONGESTION`.
-pub(crate) fn set_congestion_control(fd: RawFd, name: &std::ffi::CStr) -> io::Result<()> {
-    let (level, option) = (libc::IPPROTO_TCP, libc::TCP_CONGESTION);
-    let len = name.to_bytes().len() as libc::socklen_t;
-    // SAFETY: `name` is readable for `len` bytes and the kernel keeps no pointer after return.
-    check(unsafe { libc::setsockopt(fd, level, option, name.as_ptr().cast(), len) }).map(drop)
+pub(crate) fn set_congestion_control(fd: RawFd, name: &CongestionControl) -> io::Result<()> {
+    set_option_struct(fd, libc::IPPROTO_TCP, libc::TCP_CONGESTION, name)
 }
 
 /// Reads `TCP_CONGESTION`.
-#[cfg(test)]
-pub(crate) fn congestion_control(fd: RawFd) -> io::Result<String> {
-    // TCP_CA_NAME_MAX.
-    let mut name = [0u8; 16];
+pub(crate) fn congestion_control(fd: RawFd) -> io::Result<CongestionControl> {
+    let mut name = [0; 16];
     let mut len = size_of_val(&name) as libc::socklen_t;
     let out = name.as_mut_ptr().cast();
     let (level, option) = (libc::IPPROTO_TCP, libc::TCP_CONGESTION);
     // SAFETY: `name` is writable for `len` bytes and the kernel keeps no pointer after return.
     check(unsafe { libc::getsockopt(fd, level, option, out, &raw mut len) })?;
-    let text = name.split(|&byte| byte == 0).next().unwrap_or_default();
-    Ok(String::from_utf8_lossy(text).into_owned())
+    Ok(name)
 }
 
 fn set_option_struct<T>(
@@ -294,13 +294,7 @@ pub(crate) fn option(fd: RawFd, level: libc::c_int, name: libc::c_int) -> io::Re
 /// Whether a TCP connection is entirely over (state TCP_CLOSE, the first byte of `struct tcp_info`).
 pub(crate) fn is_tcp_closed(fd: RawFd) -> bool {
     const TCP_CLOSE: u8 = 7;
-    let mut state = 0u8;
-    let mut len: libc::socklen_t = 1;
-    let out = (&raw mut state).cast();
-    let (level, name) = (libc::IPPROTO_TCP, libc::TCP_INFO);
-    // SAFETY: `state` is writable for `len` bytes and the kernel writes no more than that.
-    let status = unsafe { libc::getsockopt(fd, level, name, out, &raw mut len) };
-    status == 0 && state == TCP_CLOSE
+    tcp_info(fd).is_some_and(|[state]| state == TCP_CLOSE)
 }
 
 /// What `TCP_INFO` says of the far end. Observed on Linux 6.18, at the sender:
@@ -319,7 +313,7 @@ pub(crate) fn is_tcp_closed(fd: RawFd) -> bool {
 /// peer may leave a try unanswered that comes within 500 ms of another (`tcp_invalid_ratelimit`), as the
 /// first few do: it then owes for about a second.
 pub(crate) fn far_end(fd: RawFd) -> Option<crate::FarEnd> {
-    // Places in `struct tcp_info`, whose beginning never changes.
+    // Places in `struct tcp_info`.
     const STATE: usize = 0;
     const RETRANSMITS: usize = 2;
     const PROBES: usize = 3;
@@ -329,24 +323,42 @@ pub(crate) fn far_end(fd: RawFd) -> Option<crate::FarEnd> {
     const SIZE: usize = 60;
     /// `TCP_FIN_WAIT1`, `TCP_LAST_ACK`, `TCP_CLOSING`: a FIN was sent and is not acknowledged.
     const FIN_SENT: [u8; 3] = [4, 9, 11];
-    let mut info = [0u8; SIZE];
-    let mut len = SIZE as libc::socklen_t;
-    let out = info.as_mut_ptr().cast();
-    let (level, name) = (libc::IPPROTO_TCP, libc::TCP_INFO);
-    // SAFETY: `info` is writable for `len` bytes and the kernel writes no more than that.
-    let status = unsafe { libc::getsockopt(fd, level, name, out, &raw mut len) };
-    if status != 0 || (len as usize) < SIZE {
-        return None;
-    }
-    let word = |at: usize| {
-        u32::from_ne_bytes(info[at..at + 4].try_into().expect("four bytes within the structure"))
-    };
+    let info: [u8; SIZE] = tcp_info(fd)?;
+    let word = |at| tcp_info_word(&info, at);
     let is_fin_lost = info[RETRANSMITS] > 0 && FIN_SENT.contains(&info[STATE]);
     let is_unanswered = word(LAST_DATA_SENT) < word(LAST_ACK_RECV) || is_fin_lost;
     Some(crate::FarEnd {
         owes: info[PROBES] > 0 || (word(UNACKED) > 0 && is_unanswered),
         silence: Duration::from_millis(u64::from(word(LAST_ACK_RECV))),
     })
+}
+
+/// Segments that a connection sends in a round trip time, as a congestion control that paces has
+/// settled. None when the kernel does not say (Linux before 3.15).
+pub(crate) fn pace(fd: RawFd) -> Option<u64> {
+    const SND_MSS: usize = 16;
+    const RTT_USEC: usize = 68;
+    const PACING_RATE: usize = 104;
+    const SIZE: usize = 112;
+    let info: [u8; SIZE] = tcp_info(fd)?;
+    let rate = info[PACING_RATE..SIZE].try_into().expect("eight bytes");
+    let bytes = u64::from_ne_bytes(rate).saturating_mul(tcp_info_word(&info, RTT_USEC).into());
+    bytes.checked_div(1_000_000 * u64::from(tcp_info_word(&info, SND_MSS)))
+}
+
+/// The beginning of `struct tcp_info`, whose places never change; none when the kernel has less of it.
+fn tcp_info<const SIZE: usize>(fd: RawFd) -> Option<[u8; SIZE]> {
+    let mut info = [0u8; SIZE];
+    let mut len = SIZE as libc::socklen_t;
+    let out = info.as_mut_ptr().cast();
+    let (level, name) = (libc::IPPROTO_TCP, libc::TCP_INFO);
+    // SAFETY: `info` is writable for `len` bytes and the kernel writes no more than that.
+    let status = unsafe { libc::getsockopt(fd, level, name, out, &raw mut len) };
+    (status == 0 && len as usize == SIZE).then_some(info)
+}
+
+fn tcp_info_word(info: &[u8], at: usize) -> u32 {
+    u32::from_ne_bytes(info[at..at + 4].try_into().expect("four bytes within the structure"))
 }
 
 /// A socket address in the kernel's form.

@@ -56,6 +56,10 @@ impl<D: Driver> Driver for Prompt<D> {
         self.0.keep_alive(sock);
     }
 
+    fn renew(&mut self, sock: Sock) {
+        self.0.renew(sock);
+    }
+
     fn adopt(&mut self, handle: D::Handle) -> Sock {
         self.0.adopt(handle)
     }

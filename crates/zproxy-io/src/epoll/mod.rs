@@ -262,6 +262,12 @@ impl Driver for Epoll {
         }
     }
 
+    fn renew(&mut self, sock: Sock) {
+        if let Some(entry) = self.socks.get(sock) {
+            sock::renew(entry.raw());
+        }
+    }
+
     fn adopt(&mut self, handle: OwnedFd) -> Sock {
         self.insert(handle)
     }

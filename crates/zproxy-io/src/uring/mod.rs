@@ -480,6 +480,10 @@ impl Driver for Uring {
         }
     }
 
+    fn renew(&mut self, sock: Sock) {
+        sock::renew(self.fd(sock).0);
+    }
+
     fn adopt(&mut self, handle: OwnedFd) -> Sock {
         self.insert(handle)
     }

@@ -249,7 +249,9 @@ impl<D: Driver> Worker<D> {
 
     fn start(&mut self, key: Key, start: Start, lease: Lease) {
         let flow = self.begin(key, start);
-        self.conns.get_mut(key).expect("it has just been read").set_work(Work::Flow(flow));
+        let conn = self.conns.get_mut(key).expect("it has just been read");
+        conn.set_work(Work::Flow(flow));
+        self.driver.renew(conn.sock);
         self.handle(key, Input::Start(start.flow));
         if lease.is_empty() {
             if self.conns.get(key).is_some() {

@@ -177,6 +177,7 @@ impl<D: Driver> Worker<D> {
         let taken = self.driver.take_now(public.sock, &mut buf, ALONG_MAX);
         bound.flow.outbound.note_along(taken);
         let name = Name { kind: START, key };
+        self.driver.renew(conn.sock);
         self.driver.submit(name.token(), Op::Send { sock: conn.sock, buf });
         bound.flow.start_outbound(&mut self.driver, Keys { flow: place, far: key });
     }
