@@ -9,6 +9,7 @@
 mod buf;
 mod busy;
 mod chunks;
+mod courtesy;
 mod doorbell;
 mod driver;
 mod epoll;
