@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use zproxy_tests::netns::INSIDE;
 use zproxy_tests::net::connect;
+use zproxy_tests::netns::INSIDE;
 use zproxy_tests::site::PROXY_PORT;
 use zproxy_tests::visits::{Kind, Talk};
 use zproxy_tests::{Site, Visit, both_backends, eventually};

@@ -72,9 +72,37 @@ pub(crate) fn connect(fd: RawFd, to: &SocketAddr) -> io::Result<bool> {
 }
 
 /// Makes an accepted socket ready. What it has of its listener is all that most need.
-pub(crate) fn accepted(fd: RawFd, peer: Option<&SocketAddr>) {
-    if let Some(peer) = peer {
+pub(crate) fn accepted(fd: RawFd, peer: Option<&SocketAddr>, of_listener: Pacing) {
+    if let Some(peer) = peer
+        && of_listener != Pacing::Reno
+    {
         ease(fd, peer);
+    }
+}
+
+/// The congestion control of a socket, as far as it makes a difference here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Pacing {
+    /// Nobody has asked the kernel yet.
+    #[default]
+    Unknown,
+    Reno,
+    /// Any version of it.
+    Bbr,
+    Other,
+}
+
+impl Pacing {
+    /// Of this socket. The kernel is asked once.
+    pub(crate) fn of(&mut self, fd: RawFd) -> Self {
+        if *self == Self::Unknown {
+            *self = match sys::congestion_control(fd) {
+                Ok(sys::RENO) => Self::Reno,
+                Ok(name) if name.starts_with(b"bbr") => Self::Bbr,
+                _ => Self::Other,
+            };
+        }
+        *self
     }
 }
 
@@ -103,10 +131,10 @@ const SLOW_PACE: u64 = 4;
 /// See [`crate::Driver::renew`]. BBR takes heavy loss for a policer, and then sends no faster than what came
 /// through for 48 rounds more (tcp_bbr.c, Linux 4.9 to 6.18): for two minutes and more, where two
 /// packets leave at 1 KB/s. A new connection would begin at the beginning, and so does this one then.
-pub(crate) fn renew(fd: RawFd) {
-    if let Ok(system) = sys::congestion_control(fd)
-        && system.starts_with(b"bbr")
+pub(crate) fn renew(fd: RawFd, pacing: &mut Pacing) {
+    if pacing.of(fd) == Pacing::Bbr
         && sys::pace(fd).is_some_and(|pace| pace < SLOW_PACE)
+        && let Ok(system) = sys::congestion_control(fd)
     {
         // BBR begins anew when it takes over. Should that fail, the other one is not bad either.
         let _ = sys::set_congestion_control(fd, &sys::RENO);
@@ -175,9 +203,10 @@ mod tests {
                 }
             };
             assert_eq!(peer, Some(far.local_addr().unwrap()));
-            accepted(conn.as_raw_fd(), None);
+            accepted(conn.as_raw_fd(), None, Pacing::Unknown);
             assert_eq!(of(&conn), inherited);
-            accepted(conn.as_raw_fd(), peer.as_ref());
+            let of_listener = Pacing::default().of(listener.as_raw_fd());
+            accepted(conn.as_raw_fd(), peer.as_ref(), of_listener);
             assert_eq!(of(&conn), sys::RENO);
         }
     }

@@ -3,6 +3,7 @@
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use crate::policy::{Path, Policy};
+use crate::sock::Pacing;
 use crate::{Ending, Fault, Lease, RelayMode, Sock, Token, sys};
 
 /// An operation in flight.
@@ -94,6 +95,7 @@ pub(super) struct Entry {
     /// and the next one meets a reset, it returns the count, and the error is told to nobody.
     pub(super) was_spliced_into: bool,
     pub(super) policy: Policy,
+    pub(super) pacing: Pacing,
     pub(super) inbound: Option<Pending<Inbound>>,
     /// The place of the operation in the driver's list: most sockets have none, and it is large.
     pub(super) outbound: Option<Pending<usize>>,
@@ -121,6 +123,7 @@ impl Entry {
             has_shut: false,
             was_spliced_into: false,
             policy: Policy::new(relay, Path::Copy),
+            pacing: Pacing::default(),
             inbound: None,
             outbound: None,
             watch: None,

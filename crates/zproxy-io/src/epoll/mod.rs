@@ -263,8 +263,8 @@ impl Driver for Epoll {
     }
 
     fn renew(&mut self, sock: Sock) {
-        if let Some(entry) = self.socks.get(sock) {
-            sock::renew(entry.raw());
+        if let Some(entry) = self.socks.get_mut(sock) {
+            sock::renew(entry.raw(), &mut entry.pacing);
         }
     }
 

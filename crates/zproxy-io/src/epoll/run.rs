@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use crate::lease::Store;
+use crate::sock::Pacing;
 use crate::{Done, Ending, Fault, Lease, Outcome, Sock, SourceNow, Token, sock, sys};
 
 use super::entry::{Connecting, Entry, Inbound, Outbound, Pending, Recv};
@@ -145,9 +146,11 @@ impl Epoll {
     }
 
     fn accept(&mut self, listener: Sock, token: Token, done: &mut Vec<Done>) -> Step<Inbound> {
-        let fd = self.entry(listener).raw();
+        let entry = self.entry(listener);
+        let fd = entry.raw();
+        let pacing = entry.pacing.of(fd);
         for _ in 0..ACCEPTS_PER_TURN_MAX {
-            match accept_one(fd) {
+            match accept_one(fd, pacing) {
                 Accepting::Accepted(conn, peer) => {
                     let sock = self.insert(conn);
                     done.push(Done { token, outcome: Outcome::Accepted { sock, peer } });
@@ -320,10 +323,10 @@ enum Accepting {
     Failed(Fault),
 }
 
-fn accept_one(listener: RawFd) -> Accepting {
+fn accept_one(listener: RawFd, pacing: Pacing) -> Accepting {
     let error = match sys::accept(listener) {
         Ok((conn, peer)) => {
-            sock::accepted(conn.as_raw_fd(), peer.as_ref());
+            sock::accepted(conn.as_raw_fd(), peer.as_ref(), pacing);
             return Accepting::Accepted(conn, peer);
         }
         Err(error) => error,

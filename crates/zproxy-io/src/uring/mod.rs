@@ -35,6 +35,7 @@ use crate::courtesy::Courtesy;
 use crate::pipe::PipePool;
 use crate::policy::{Path, Policy, RelayMode};
 use crate::probe::RingRefusal;
+use crate::sock::Pacing;
 use crate::table::Table;
 use crate::{
     Done, Doorbell, Driver, DriverConfig, DriverLost, Ending, FarEnd, Fault, ListenOptions, Op,
@@ -87,6 +88,7 @@ struct Entity {
     closing: Option<(Token, Ending)>,
     vigil: Vigil,
     policy: Policy,
+    pacing: Pacing,
     /// The last take left more behind, or none was tried yet: the next one need not wait for news.
     has_more: bool,
     /// The last round found no room: wait for room before the next one.
@@ -165,6 +167,7 @@ impl Uring {
             closing: None,
             vigil: Vigil::default(),
             policy: Policy::new(self.relay, Path::Receive),
+            pacing: Pacing::default(),
             has_more: true,
             full: false,
             fault: None,
@@ -495,7 +498,8 @@ impl Driver for Uring {
     }
 
     fn renew(&mut self, sock: Sock) {
-        sock::renew(self.fd(sock).0);
+        let entity = self.entity(sock);
+        sock::renew(entity.fd.as_raw_fd(), &mut entity.pacing);
     }
 
     fn adopt(&mut self, handle: OwnedFd) -> Sock {

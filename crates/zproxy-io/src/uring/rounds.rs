@@ -163,11 +163,13 @@ impl Uring {
         }
         entity.policy.note_fill();
         let has_more = entity.has_more || entity.vigil.has_news;
-        match (self.keeps_vigil(fill.from), path) {
-            (true, _) | (false, Path::Copy) if has_more => self.copy_now(fill, key),
-            (true, _) => self.park(fill),
-            (false, Path::Receive) => self.receive(fill, key),
-            (false, _) => self.poll_fill(fill, key),
+        let keeps_vigil = self.keeps_vigil(fill.from);
+        match path {
+            // A receive on the ring waits by itself.
+            Path::Receive if !keeps_vigil => self.receive(fill, key),
+            _ if has_more => self.copy_now(fill, key),
+            _ if keeps_vigil => self.park(fill),
+            _ => self.poll_fill(fill, key),
         }
     }
 

@@ -71,7 +71,9 @@ impl Uring {
         if result >= 0 {
             let fd = sys::own(result);
             let peer = sys::peer_name(fd.as_raw_fd());
-            sock::accepted(fd.as_raw_fd(), peer.as_ref());
+            let entity = self.entity(listener);
+            let of_listener = entity.pacing.of(entity.fd.as_raw_fd());
+            sock::accepted(fd.as_raw_fd(), peer.as_ref(), of_listener);
             let sock = self.insert(fd);
             self.ready.push(Done { token, outcome: Outcome::Accepted { sock, peer } });
         }
