@@ -109,6 +109,25 @@ impl Results {
         self.entry(workload, system)?.spread(metric)
     }
 
+    /// One metric divided by another, round by round. The rounds of all systems are neighbours in time, so a
+    /// machine that drifts changes less of it than of two medians. None when a round failed.
+    pub(crate) fn paired(
+        &self,
+        (workload, system, metric): (&str, &str, &str),
+        (other_workload, other_system, other_metric): (&str, &str, &str),
+    ) -> Option<Spread> {
+        let ours = self.entry(workload, system)?;
+        let theirs = self.entry(other_workload, other_system)?;
+        let is_whole = ours.failures.is_empty() && theirs.failures.is_empty();
+        if !is_whole || ours.rounds.len() != theirs.rounds.len() {
+            return None;
+        }
+        let pairs = ours.rounds.iter().zip(&theirs.rounds);
+        Spread::of(
+            pairs.filter_map(|(our, their)| Some(our.get(metric)? / their.get(other_metric)?)),
+        )
+    }
+
     /// How many cores were busy with other things than this comparison, over all rounds.
     pub(crate) fn other_cores(&self) -> Option<Spread> {
         let rounds = self.entries.iter().flat_map(|entry| &entry.rounds);
@@ -226,6 +245,11 @@ pub(crate) mod tests {
         let failed = results.entry("bulk-down-64", "rathole").expect("tried");
         assert_eq!(failed.failures, ["it broke"]);
         assert_eq!(failed.spread("gbit_s"), None);
+        let of = |workload, system| (workload, system, "gbit_s");
+        let (ours, theirs) = (of("bulk-down-8", "zproxy-uring"), of("bulk-down-8", "rathole"));
+        let paired = results.paired(ours, theirs).expect("as many rounds");
+        assert_eq!((paired.min, paired.median, paired.max), (16.0 / 9.0, 15.0 / 8.0, 17.0 / 7.0));
+        assert_eq!(results.paired(ours, of("bulk-down-64", "rathole")), None);
         assert_eq!(results.systems_run().collect::<Vec<_>>(), ["zproxy-uring", "rathole"]);
     }
 }

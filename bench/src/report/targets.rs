@@ -1,4 +1,5 @@
-//! What was promised, next to what was measured. A word per row; never a verdict of a test.
+//! What was promised, next to what was measured: the ratio of the medians, which decides the word, and the
+//! median of the ratios of neighbouring rounds, which drifts less. Never a verdict of a test.
 
 use super::table::Table;
 use crate::results::Results;
@@ -34,6 +35,12 @@ struct Cell {
     workload: String,
     system: String,
     metric: &'static str,
+}
+
+impl Cell {
+    fn key(&self) -> (&str, &str, &str) {
+        (&self.workload, &self.system, self.metric)
+    }
 }
 
 /// One promise: the first number divided by the second.
@@ -178,7 +185,8 @@ pub(crate) fn show_all(results: &Results) -> String {
 }
 
 fn show(results: &Results, targets: &[Target]) -> String {
-    let headings = ["measure", "workload", "system", "value", "against", "ratio", "promised", ""];
+    let headings =
+        ["measure", "workload", "system", "value", "against", "ratio", "in pairs", "promised", ""];
     let mut table = Table::new(headings.map(str::to_owned));
     let (mut rows, mut kept) = (0, 0);
     let value = |cell: &Cell| {
@@ -190,6 +198,7 @@ fn show(results: &Results, targets: &[Target]) -> String {
             continue;
         };
         let ratio = ours / theirs;
+        let paired = results.paired(target.ours.key(), target.theirs.key());
         let holds = target.bound.holds(ratio);
         rows += 1;
         kept += usize::from(holds);
@@ -200,6 +209,7 @@ fn show(results: &Results, targets: &[Target]) -> String {
             digits(ours),
             digits(theirs),
             digits(ratio),
+            paired.map_or_else(|| "-".to_owned(), |spread| digits(spread.median)),
             target.bound.show(),
             if holds { "pass" } else { "FAIL" }.to_owned(),
         ]);
@@ -221,7 +231,7 @@ mod tests {
         let text = show_floor(&sample());
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 4, "{text}");
-        assert!(lines[1].contains("2.00") && lines[1].ends_with("pass"), "{text}");
+        assert!(lines[1].contains("2.00      1.88") && lines[1].ends_with("pass"), "{text}");
         assert!(lines[2].contains("0.50") && lines[2].ends_with("pass"), "{text}");
         assert_eq!(lines[3], "2 of 2 hold");
         let all = show_all(&sample());
