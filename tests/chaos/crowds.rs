@@ -15,6 +15,7 @@ use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 use socket2::{Domain, Socket, Type};
+use zproxy_tests::net::connect;
 use zproxy_tests::netns::GATEWAY_OUTSIDE;
 use zproxy_tests::site::PUBLIC_PORT;
 use zproxy_tests::visits::Kind;
@@ -294,19 +295,24 @@ both_backends! {
             let frames = site.frames();
             let before = site.ledgers().map(|ledger| ledger.resident_bytes);
             let public = site.public;
+            // All are there before the first begins: a quick one would be gone before the last comes.
+            let conns: Vec<_> = (0..2 * SLOW).map(|_| connect(public)).collect();
+            let (readers, writers) = conns.split_at(SLOW);
+            eventually("all slow flows are there", PATIENCE, || {
+                site.ledgers()[0].flows() >= 2 * SLOW as u64
+            });
             thread::scope(|scope| {
-                let slow = |kind, up, down| {
-                    let numbers = 0..SLOW as u64;
-                    let visit = move |number| Visit { kind, flow: number, up, down };
-                    numbers
-                        .map(|number| scope.spawn(move || visit(number).make(public)))
-                        .collect::<Vec<_>>()
-                };
-                let readers = slow(Kind::SlowReader, 1_000, SLOW_READ_SIZE);
-                let writers = slow(Kind::SlowWriter, SLOW_WRITE_SIZE, 1_000);
-                eventually("all slow flows are there", PATIENCE, || {
-                    site.ledgers()[0].flows() >= 2 * SLOW as u64
-                });
+                let kinds = [
+                    (Kind::SlowReader, readers, 1_000, SLOW_READ_SIZE),
+                    (Kind::SlowWriter, writers, SLOW_WRITE_SIZE, 1_000),
+                ];
+                let mut visits = Vec::new();
+                for (kind, conns, up, down) in kinds {
+                    for (conn, flow) in conns.iter().zip(0..) {
+                        let visit = Visit { kind, flow, up, down };
+                        visits.push(scope.spawn(move || visit.make_over(conn)));
+                    }
+                }
                 let load = Load::start(public, 2, 200_000, Rng::seeded("hundreds are slow"));
                 assert!(load.has_progress(20, PATIENCE), "those in a hurry wait for the slow ones");
                 let during = site.ledgers();
@@ -316,13 +322,13 @@ both_backends! {
                     let allowed = (32 << 20) + flows * SLOW_FLOW_BYTES_MAX;
                     assert!(grown <= allowed, "{grown} bytes for {flows} flows");
                 }
-                let made = readers.into_iter().chain(writers);
-                for made in made.map(|visit| visit.join().expect("a slow visitor")) {
+                for made in visits.into_iter().map(|visit| visit.join().expect("a slow visitor")) {
                     assert!(made.is_ok(), "{made:?}");
                 }
                 assert!(load.pause(PATIENCE), "visits do not end");
                 assert_eq!(load.faults(), Vec::<String>::new());
             });
+            drop(conns);
             site.expect_calm(frames);
         });
     }
