@@ -211,10 +211,6 @@ pub struct Stats {
     pub spins: u64,
     /// Of these, the times that there was something before it slept.
     pub spins_found: u64,
-    /// Times that it let others have the CPU before sleeping (io_uring only).
-    pub yields: u64,
-    /// Of these, the times that there was something when it was back.
-    pub yields_found: u64,
 }
 
 /// As a log line shows it: `name=count`, all of them.
@@ -228,7 +224,6 @@ impl fmt::Display for Stats {
         write!(f, " rounds_full={} rounds_short={}", self.rounds_full, self.rounds_short)?;
         write!(f, " worker_splices={} waits={}", self.worker_splices, self.waits)?;
         write!(f, " submissions={} cq_overflows={}", self.submissions, self.cq_overflows)?;
-        write!(f, " spins={} spins_found={}", self.spins, self.spins_found)?;
-        write!(f, " yields={} yields_found={}", self.yields, self.yields_found)
+        write!(f, " spins={} spins_found={}", self.spins, self.spins_found)
     }
 }

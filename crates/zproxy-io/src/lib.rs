@@ -9,7 +9,6 @@
 mod buf;
 mod busy;
 mod chunks;
-mod courtesy;
 mod doorbell;
 mod driver;
 mod epoll;

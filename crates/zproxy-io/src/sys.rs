@@ -28,12 +28,6 @@ pub fn now() -> Duration {
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
-/// Lets others have the CPU, if any want it.
-pub(crate) fn step_aside() {
-    // SAFETY: no arguments, and it cannot fail (sched_yield(2)).
-    unsafe { libc::sched_yield() };
-}
-
 /// How often the kernel has taken the CPU from the calling thread so far.
 pub(crate) fn preemptions() -> i64 {
     // SAFETY: all-zero bytes are a valid rusage.

@@ -31,7 +31,6 @@ pub use ring::RingError;
 
 use crate::buf::BufPool;
 use crate::busy::{BusyPoll, Spin};
-use crate::courtesy::Courtesy;
 use crate::pipe::PipePool;
 use crate::policy::{Path, Policy, RelayMode};
 use crate::probe::RingRefusal;
@@ -67,7 +66,6 @@ pub struct Uring {
     group: Rc<Group>,
     relay: RelayMode,
     busy: BusyPoll,
-    courtesy: Courtesy,
     doubts: Doubts,
     /// When the last wait ended.
     now: Duration,
@@ -131,7 +129,6 @@ impl Uring {
             group,
             relay: config.relay,
             busy: BusyPoll::new(config.busy_poll),
-            courtesy: Courtesy::default(),
             doubts: Doubts::default(),
             now: sys::now(),
             turns_blind: 0,
@@ -398,16 +395,6 @@ impl Uring {
         Ok(has_found)
     }
 
-    /// Lets others have the CPU before a sleep, if that is likely to bring something.
-    fn step_aside(&mut self) {
-        if !self.ring.has_task_work() && self.courtesy.begin(self.now) {
-            let begun = sys::now();
-            sys::step_aside();
-            let has_found = self.ring.has_completions() || self.ring.has_task_work();
-            self.courtesy.end(begun, sys::now(), has_found);
-        }
-    }
-
     fn enter(&mut self, patience: Option<Duration>) -> Result<(), DriverLost> {
         self.turns_blind = 0;
         self.has_moved_much = false;
@@ -448,7 +435,6 @@ impl Uring {
                 self.reap();
                 continue;
             }
-            self.step_aside();
             let wake_at = until.into_iter().chain(self.doubts.due()).min();
             let now = if wake_at.is_some() { sys::now() } else { self.now };
             self.look_again(now);
@@ -596,8 +582,6 @@ impl Driver for Uring {
             cq_overflows: self.ring.overflows,
             spins: self.busy.spins,
             spins_found: self.busy.spins_found,
-            yields: self.courtesy.yields,
-            yields_found: self.courtesy.yields_found,
             ..self.stats
         }
     }
