@@ -55,6 +55,20 @@ pub trait Driver {
         let _ = sock;
     }
 
+    /// The CPU on which the kernel handled the last packet of a connection (`SO_INCOMING_CPU`, Linux
+    /// 3.19). `None` where that is not known.
+    fn arrival_cpu(&self, sock: Sock) -> Option<usize> {
+        let _ = sock;
+        None
+    }
+
+    /// Of the listeners that share an address ([`ListenOptions::reuse_port`]), this one gets what arrives
+    /// on that CPU; `None`: its share of what no listener wants. Only a hint: it has no effect before
+    /// Linux 6.2 (`SO_INCOMING_CPU`).
+    fn prefer_arrivals(&mut self, listener: Sock, cpu: Option<usize>) {
+        let _ = (listener, cpu);
+    }
+
     /// Takes over a socket from another driver.
     fn adopt(&mut self, handle: Self::Handle) -> Sock;
 

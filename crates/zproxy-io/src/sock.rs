@@ -142,6 +142,20 @@ pub(crate) fn renew(fd: RawFd, pacing: &mut Pacing) {
     }
 }
 
+/// Where the last packet of a connection was handled. See [`crate::Driver::arrival_cpu`].
+pub(crate) fn arrival_cpu(fd: RawFd) -> Option<usize> {
+    let cpu = sys::option(fd, libc::SOL_SOCKET, libc::SO_INCOMING_CPU).ok()?;
+    usize::try_from(cpu).ok()
+}
+
+/// See [`crate::Driver::prefer_arrivals`].
+pub(crate) fn prefer_arrivals(listener: RawFd, cpu: Option<usize>) {
+    // Negative: none.
+    let cpu = cpu.map_or(-1, |cpu| i32::try_from(cpu).unwrap_or(-1));
+    // It is known since Linux 4.4. Without it connections are spread, as they are without a preference.
+    let _ = sys::set_option(listener, libc::SOL_SOCKET, libc::SO_INCOMING_CPU, cpu);
+}
+
 fn is_loopback(addr: &SocketAddr) -> bool {
     addr.ip().to_canonical().is_loopback()
 }

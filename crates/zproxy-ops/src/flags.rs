@@ -17,7 +17,7 @@ use crate::cores::{self, CoreList};
 use crate::logs::{self, Level, LogFormat, LogSettings};
 use crate::privileges::{Privileges, UserName};
 use crate::token::TokenSource;
-use crate::values::{Backend, Micros, Relay, Seconds, ThreadCount};
+use crate::values::{Backend, Micros, Relay, Seconds, Steer, ThreadCount};
 use crate::{Exit, Machine, state, token};
 
 /// One group of settings from the command line and from the file.
@@ -117,6 +117,17 @@ pub struct CoreFlags {
     /// to do; it steps back when others want the core [default: 0]
     #[arg(long, value_name = "USEC")]
     pub busy_poll: Option<Micros>,
+}
+
+/// Which data core serves a connection that comes in.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+#[command(next_help_heading = "Threads and kernel")]
+pub struct SteerFlags {
+    /// Whether a data core takes the connections that arrive on its own CPU: auto (where they come
+    /// spread over the CPUs) or never [default: auto]
+    #[arg(long, value_name = "WHEN")]
+    pub steer: Option<Steer>,
 }
 
 /// [`CoreFlags`] as meant.

@@ -367,6 +367,37 @@ impl fmt::Display for Relay {
     }
 }
 
+/// Whether a data core takes the connections that arrive on its own CPU (`--steer`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Steer {
+    /// Where they arrive spread over the CPUs of the data cores.
+    #[default]
+    Auto,
+    /// They are always spread over the data cores by chance.
+    Never,
+}
+
+impl FromStr for Steer {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "never" => Ok(Self::Never),
+            _ => Err("write auto or never".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Steer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Never => "never",
+        })
+    }
+}
+
 text_value!(
     Port,
     PortRange,
@@ -377,7 +408,8 @@ text_value!(
     Micros,
     ThreadCount,
     Backend,
-    Relay
+    Relay,
+    Steer
 );
 
 #[cfg(test)]

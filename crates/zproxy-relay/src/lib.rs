@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod arrivals;
 mod flow;
 mod line;
 mod mailbox;
@@ -15,6 +16,7 @@ mod pump;
 mod shortage;
 mod slots;
 
+pub use arrivals::{Arrival, Arrivals, Board, Seen};
 pub use flow::{Direction, End, Flow, Heard, Keys, kind};
 pub use line::Line;
 pub use mailbox::{Mailbox, Sender};

@@ -114,6 +114,25 @@ fn a_crowd_is_served() {
     }
 }
 
+/// Visitors who come quickly, spread over both CPUs of the gateway, are served by the data core on whose
+/// CPU they arrive, until they become few. Nobody notices.
+#[test]
+fn many_are_served_where_they_arrive() {
+    for seed in 0..2 {
+        let mut plan = calm();
+        plan.gateway_cores = 2;
+        plan.visits = visits(500 * MS, MS, 1_500);
+        plan.visits.append(&mut visits(5_000 * MS, MS, 2));
+        let report = run_plan(seed, &plan, &Options::default());
+        let report = report.unwrap_or_else(|why| panic!("{seed}: {why}"));
+        assert_eq!(report.flows[1], 0, "seed {seed}: {report:?}");
+        if cfg!(debug_assertions) {
+            let has = |mark| report.marks.get(mark).is_some_and(|count| *count >= 2);
+            assert!(has("steering") && has("steering_over"), "seed {seed}: {:?}", report.marks);
+        }
+    }
+}
+
 /// More visitors within a moment than may wait at all: the gateway is not scheduled while the queues of
 /// three listeners fill, and accepts all of them in one turn. Who finds no place is reset and counted;
 /// everybody else is served.

@@ -60,6 +60,14 @@ impl<D: Driver> Driver for Prompt<D> {
         self.0.renew(sock);
     }
 
+    fn arrival_cpu(&self, sock: Sock) -> Option<usize> {
+        self.0.arrival_cpu(sock)
+    }
+
+    fn prefer_arrivals(&mut self, listener: Sock, cpu: Option<usize>) {
+        self.0.prefer_arrivals(listener, cpu);
+    }
+
     fn adopt(&mut self, handle: D::Handle) -> Sock {
         self.0.adopt(handle)
     }

@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use serde::Deserialize;
 use zproxy_ops::config::{ConfigError, File};
 use zproxy_ops::flags::{
-    CoreFlags, FlowFlags, HeartbeatFlags, Layers, LogFlags, PrivilegeFlags, TokenFlags,
+    CoreFlags, FlowFlags, HeartbeatFlags, Layers, LogFlags, PrivilegeFlags, SteerFlags, TokenFlags,
 };
 use zproxy_ops::values::{HostPort, ListenAddr, Port, Seconds};
 use zproxy_ops::{Exit, Machine};
@@ -136,6 +136,8 @@ struct ForwardFlags {
 
     #[command(flatten)]
     core: CoreFlags,
+    #[command(flatten)]
+    steer: SteerFlags,
     #[command(flatten)]
     dial: DialFlags,
     #[command(flatten)]
@@ -293,6 +295,7 @@ fn resolve(flags: ServeFlags, machine: &Machine) -> Result<Settings, Exit> {
     let mut entries = Vec::new();
     let mut has_forwards = false;
     if let Some(file) = &mut file {
+        file.take::<SteerFlags>()?;
         entries = take_entries(file, "tunnel")?;
         has_forwards = !take_entries::<ForwardEntry>(file, "forward")?.is_empty();
     }
@@ -389,6 +392,7 @@ fn resolve_forward(flags: ForwardFlags, machine: &Machine) -> Result<ForwardSett
         privilege: Layers::new(flags.privilege, file.as_mut())?,
         log: Layers::new(flags.log, file.as_mut())?,
     };
+    let steer = Layers::new(flags.steer, file.as_mut())?;
     let mut pairs = Vec::new();
     if let Some(file) = &mut file {
         // The rest of the file may be about tunnels; its values are checked all the same.
@@ -410,6 +414,7 @@ fn resolve_forward(flags: ForwardFlags, machine: &Machine) -> Result<ForwardSett
     Ok(ForwardSettings {
         forwards: resolve_forwards(if typed.is_empty() { pairs } else { typed }, machine)?,
         data: common.core.resolve(machine)?,
+        steer: steer.pick(|typed| &typed.steer).unwrap_or_default(),
         privileges: common.privilege.resolve(),
         log: common.log.resolve(machine)?,
         flow: common.flow.resolve()?,

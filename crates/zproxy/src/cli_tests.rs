@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use zproxy_ops::token::TokenSource;
-use zproxy_ops::values::Backend;
+use zproxy_ops::values::{Backend, Steer};
 use zproxy_ops::{Code, Exit, Machine};
 
 use super::{Command, parse_on};
@@ -59,6 +59,13 @@ fn tunnels(settings: &Settings) -> Vec<String> {
 
 fn forwards(settings: &ForwardSettings) -> Vec<String> {
     settings.forwards.iter().map(|f| format!("{} {}", f.listen, f.to)).collect()
+}
+
+/// Whether one hop is steered: by default where that pays.
+#[test]
+fn one_hop_is_steered_unless_told() {
+    assert_eq!(forward("forward --listen :1 --to a:1").steer, Steer::Auto);
+    assert_eq!(forward("forward --listen :1 --to a:1 --steer never").steer, Steer::Never);
 }
 
 /// Two addresses are enough, and every default is the documented one.
@@ -127,6 +134,7 @@ fn bad_flags_are_named() {
         ("forward --listen :1", "--to is missing", "pairs"),
         ("forward --to a:1", "--listen is missing", "pairs"),
         ("forward --listen :1 --to a:1 --to b:1", "--listen is missing", "pairs"),
+        ("forward --listen :1 --to a:1 --steer no", "--steer", "auto or never"),
         ("forward --listen x:1 --to a:1", "--listen", "ADDR:PORT"),
         ("forward --listen :1 --to a", "--to", "a:8080"),
         ("forward --listen :1 --to a:1 --listen :1 --to b:1", "--listen", "twice"),

@@ -13,7 +13,7 @@ use zproxy_ops::flags::{
 };
 use zproxy_ops::logs::LogSettings;
 use zproxy_ops::privileges::Privileges;
-use zproxy_ops::values::HostPort;
+use zproxy_ops::values::{HostPort, Steer};
 use zproxy_proto::limits::NAME_LEN_MAX;
 
 /// Everything the client needs to know before it starts. Holds no secret.
@@ -59,6 +59,8 @@ pub struct ForwardSettings {
     pub forwards: Vec<Forward>,
     /// Data cores, backend and relay path.
     pub data: CoreSettings,
+    /// Whether a data core takes the connections that arrive on its own CPU.
+    pub steer: Steer,
     /// What the process gives up.
     pub privileges: Privileges,
     /// Where log lines go.
@@ -151,6 +153,7 @@ impl fmt::Display for ForwardSettings {
         for Forward { listen, to } in &self.forwards {
             writeln!(f, "forward: listen = {listen}, to = {to}")?;
         }
+        writeln!(f, "steer = {}", self.steer)?;
         show_common(f, &self.data, &self.flow, self.connect_timeout, &self.privileges, &self.log)
     }
 }

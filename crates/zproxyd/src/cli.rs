@@ -9,7 +9,7 @@ use serde::Deserialize;
 use zproxy_ops::config::File;
 use zproxy_ops::cores::check_one;
 use zproxy_ops::flags::{
-    CoreFlags, FlowFlags, HeartbeatFlags, Layers, LogFlags, PrivilegeFlags, TokenFlags,
+    CoreFlags, FlowFlags, HeartbeatFlags, Layers, LogFlags, PrivilegeFlags, SteerFlags, TokenFlags,
 };
 use zproxy_ops::values::{BindAddr, Port, PortRange, Seconds};
 use zproxy_ops::{Exit, Machine};
@@ -88,6 +88,8 @@ struct Flags {
     listen: ListenFlags,
     #[command(flatten)]
     core: CoreFlags,
+    #[command(flatten)]
+    steer: SteerFlags,
     #[command(flatten)]
     control: ControlFlags,
     #[command(flatten)]
@@ -198,6 +200,7 @@ fn resolve(flags: Flags, machine: &Machine) -> Result<Settings, Exit> {
     let mut file = flags.config.as_deref().map(File::load).transpose()?;
     let listen = Layers::new(flags.listen, file.as_mut())?;
     let core = Layers::new(flags.core, file.as_mut())?;
+    let steer = Layers::new(flags.steer, file.as_mut())?;
     let control = Layers::new(flags.control, file.as_mut())?;
     let token = Layers::new(flags.token, file.as_mut())?;
     let privilege = Layers::new(flags.privilege, file.as_mut())?;
@@ -211,6 +214,7 @@ fn resolve(flags: Flags, machine: &Machine) -> Result<Settings, Exit> {
     let public_bind = listen.pick(|typed| &typed.public_bind);
     Ok(Settings {
         data: core.resolve(machine)?,
+        steer: steer.pick(|typed| &typed.steer).unwrap_or_default(),
         control_core: resolve_control_core(&control, machine)?,
         ctl_addr,
         proxy_addr,

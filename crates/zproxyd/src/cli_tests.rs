@@ -5,7 +5,7 @@ use std::time::Duration;
 use zproxy_io::RelayMode;
 use zproxy_ops::logs::LogFormat;
 use zproxy_ops::token::TokenSource;
-use zproxy_ops::values::Backend;
+use zproxy_ops::values::{Backend, Steer};
 use zproxy_ops::{Code, Exit, Machine};
 
 use super::{Command, parse_on};
@@ -58,7 +58,7 @@ fn defaults_are_as_documented() {
     assert_eq!(s.data.cores, [0, 1, 2, 3]);
     assert_eq!(s.control_core, None);
     assert_eq!((s.data.backend, s.data.relay), (Backend::Auto, RelayMode::Auto));
-    assert_eq!(s.data.busy_poll, Duration::ZERO);
+    assert_eq!((s.data.busy_poll, s.steer), (Duration::ZERO, Steer::Auto));
     assert_eq!(s.token.token, TokenSource::Unnamed);
     assert_eq!(s.token.state_dir.to_str(), Some("/var/lib/zproxyd"));
     assert_eq!((s.log.format, s.log.dir), (LogFormat::Text, None));
@@ -93,7 +93,7 @@ fn flags_reach_their_settings() {
          --public-ports 20000-20010 --backend epoll --relay copy --token-file /t --state-dir /s \
          --log-format json --log-dir /l --log-level debug --drain-timeout 0 --grace 5 \
          --heartbeat 0.1 --heartbeat-deadline 0.3 --bind-timeout 0.5 --idle-timeout 7 \
-         --half-close-timeout 0 --dead-after 0 --busy-poll 50",
+         --half-close-timeout 0 --dead-after 0 --busy-poll 50 --steer never",
     );
     assert_eq!((s.data.cores.as_slice(), s.control_core), ([3, 1].as_slice(), Some(0)));
     assert_eq!((s.ctl_addr.to_string(), s.proxy_addr.port()), ("127.0.0.1:0".into(), 0));
@@ -102,6 +102,7 @@ fn flags_reach_their_settings() {
     assert_eq!((s.data.backend, s.data.relay), (Backend::Epoll, RelayMode::Copy));
     assert_eq!(s.data.busy_poll, Duration::from_micros(50));
     assert_eq!(s.data.control_driver(None).busy_poll, Duration::ZERO);
+    assert_eq!(s.steer, Steer::Never);
     assert_eq!(s.token.token, TokenSource::File("/t".into()));
     assert_eq!(s.token.state_dir.to_str(), Some("/s"));
     assert_eq!(s.log.dir.unwrap().to_str(), Some("/l"));
@@ -144,6 +145,7 @@ fn bad_flags_are_named() {
         ("--backend kqueue", "--backend", "auto, uring or epoll"),
         ("--relay fast", "--relay", "auto, splice or copy"),
         ("--busy-poll 0.5", "--busy-poll", "0 to 100000"),
+        ("--steer always", "--steer", "auto or never"),
         ("--log-format xml", "--log-format", "text or json"),
         ("--log-level loud", "--log-level", "info"),
         ("--drain-timeout soon", "--drain-timeout", "number of seconds"),

@@ -12,13 +12,15 @@ use zproxy_ops::flags::{
 };
 use zproxy_ops::logs::LogSettings;
 use zproxy_ops::privileges::Privileges;
-use zproxy_ops::values::PortRange;
+use zproxy_ops::values::{PortRange, Steer};
 
 /// Everything the gateway needs to know before it starts. Holds no secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Data cores, backend and relay path.
     pub data: CoreSettings,
+    /// Whether a data core takes the public connections that arrive on its own CPU.
+    pub steer: Steer,
     /// The CPU of the control thread; none: not pinned.
     pub control_core: Option<usize>,
     /// Where clients register; port 0 is any free one.
@@ -84,6 +86,7 @@ impl fmt::Display for Settings {
         writeln!(f, "backend = {}", self.data.backend)?;
         writeln!(f, "relay = {}", show_relay(self.data.relay))?;
         writeln!(f, "busy-poll = {} us", self.data.busy_poll.as_micros())?;
+        writeln!(f, "steer = {}", self.steer)?;
         writeln!(f, "ctl = {}", self.ctl_addr)?;
         writeln!(f, "proxy = {}", self.proxy_addr)?;
         writeln!(f, "public-bind = {}", self.public_bind)?;

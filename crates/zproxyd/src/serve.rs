@@ -7,11 +7,12 @@ use std::thread::JoinHandle;
 use tracing::{info, warn};
 use zproxy_io::Open;
 use zproxy_ops::token::{Token, TokenPlace};
+use zproxy_ops::values::Steer;
 use zproxy_ops::{Exit, boot, signals};
 use zproxy_proto::control::Heartbeat;
 use zproxy_proto::id::ServerId;
 use zproxy_proto::registry::{PortPolicy, PortRange, Registry};
-use zproxy_relay::{Mailbox, Sender};
+use zproxy_relay::{Arrivals, Board, Mailbox, Sender};
 
 use crate::config::{Settings, UNPRIVILEGED_PORT_MIN};
 use crate::control::{Control, Parts};
@@ -80,6 +81,10 @@ fn start_workers<D: Open + 'static>(
     reports: &Sender<Report>,
 ) -> Result<Workers<D>, Exit> {
     let limits = Limits::new(settings);
+    let board = match settings.steer {
+        Steer::Auto => Board::new(&settings.data.cores),
+        Steer::Never => None,
+    };
     let mut workers = Vec::new();
     let mut threads = Vec::new();
     for (core, &cpu) in (0u16..).zip(&settings.data.cores) {
@@ -89,8 +94,10 @@ fn start_workers<D: Open + 'static>(
             let sender = mailbox.sender();
             (mailbox, sender)
         };
+        let board = board.clone();
         let run = move |driver: D, mailbox| {
-            Worker::new(core, driver, mailbox, reports, limits).run();
+            let arrivals = Arrivals::new(board, usize::from(core));
+            Worker::new(core, driver, mailbox, reports, limits, arrivals).run();
         };
         let name = format!("core-{core}");
         let (sender, thread) = boot::spawn(name, settings.data.data_driver(cpu), start, run)?;

@@ -8,7 +8,7 @@ use zproxy_ops::signals::{Stop, Wish};
 use zproxy_proto::auth::Token;
 use zproxy_proto::control::Heartbeat;
 use zproxy_proto::id::ServerId;
-use zproxy_relay::{Mailbox, Sender};
+use zproxy_relay::{Arrivals, Board, Mailbox, Sender};
 
 use crate::config::Settings;
 use crate::control::{Control, Parts};
@@ -65,11 +65,19 @@ pub fn gateway<D: Driver>(
     let mailbox = Mailbox::new(control.doorbell());
     let stops = Stops(mailbox.sender());
     let (mut workers, mut made) = (Vec::new(), Vec::new());
+    let board = Board::new(&(0..cores.len()).collect::<Vec<_>>());
     for (core, driver) in (0u16..).zip(cores) {
         let letters = Mailbox::new(driver.doorbell());
         workers.push(letters.sender());
         let limits = Limits::new(settings);
-        made.push(DataCore(Worker::new(core, driver, letters, mailbox.sender(), limits)));
+        made.push(DataCore(Worker::new(
+            core,
+            driver,
+            letters,
+            mailbox.sender(),
+            limits,
+            Arrivals::new(board.clone(), usize::from(core)),
+        )));
     }
     let mut random = Random::Seed(seed);
     let registry = serve::registry(settings, [ctl_at.port(), proxy_at.port()]);

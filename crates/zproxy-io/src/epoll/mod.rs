@@ -268,6 +268,16 @@ impl Driver for Epoll {
         }
     }
 
+    fn arrival_cpu(&self, sock: Sock) -> Option<usize> {
+        sock::arrival_cpu(self.socks.get(sock)?.raw())
+    }
+
+    fn prefer_arrivals(&mut self, listener: Sock, cpu: Option<usize>) {
+        if let Some(entry) = self.socks.get(listener) {
+            sock::prefer_arrivals(entry.raw(), cpu);
+        }
+    }
+
     fn adopt(&mut self, handle: OwnedFd) -> Sock {
         self.insert(handle)
     }

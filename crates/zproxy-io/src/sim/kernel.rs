@@ -98,6 +98,8 @@ pub(super) enum Kind {
 pub(super) struct Listener {
     pub(super) at: SocketAddr,
     reuse_port: bool,
+    /// The CPU whose arrivals it prefers.
+    pub(super) prefers: Option<usize>,
     pub(super) backlog: VecDeque<ConnId>,
     /// Connections whose third packet is under way.
     pub(super) embryos: usize,
@@ -110,6 +112,12 @@ struct Gap {
     from: IpAddr,
     to: IpAddr,
     until: Duration,
+}
+
+/// Every machine has two CPUs, and its network card spreads connections over them.
+pub(super) fn arrival_cpu(from: SocketAddr) -> usize {
+    // The top bit of a multiplicative hash, by the golden ratio.
+    usize::from(from.port().wrapping_mul(40_503) >> 15)
 }
 
 /// See the module.
@@ -279,7 +287,8 @@ impl Kernel {
         }
         let at = SocketAddr::new(at.ip(), port);
         let (backlog, backlog_max) = (VecDeque::new(), 4096);
-        let listener = Listener { at, reuse_port, backlog, embryos: 0, backlog_max };
+        let prefers = None;
+        let listener = Listener { at, reuse_port, prefers, backlog, embryos: 0, backlog_max };
         let id = self.insert(process, owner, Kind::Listener(listener));
         self.listeners.entry((host, port)).or_default().push(id);
         Ok((id, at))
@@ -320,9 +329,15 @@ impl Kernel {
             let at = self.now + self.latency();
             return self.at(at, Event::Refuse { sock: id });
         }
-        let chosen = match listeners.len() {
-            0 => None,
-            len => Some(listeners[self.random.place(len)]),
+        let cpu = Some(arrival_cpu(from));
+        let prefers = |id: &&SockId| match &self.socks[**id].as_ref().expect("open").kind {
+            Kind::Listener(it) => it.prefers == cpu,
+            _ => false,
+        };
+        let chosen = match (listeners.iter().find(prefers), listeners.len()) {
+            (Some(preferring), _) => Some(*preferring),
+            (None, 0) => None,
+            (None, len) => Some(listeners[self.random.place(len)]),
         };
         let has_room = chosen.is_some_and(|chosen| match &self.sock(chosen).kind {
             Kind::Listener(it) => it.backlog.len() + it.embryos < it.backlog_max,

@@ -429,6 +429,20 @@ impl Driver for Sim {
         Ok(kernel.own(self.driver, id))
     }
 
+    fn arrival_cpu(&self, sock: Sock) -> Option<usize> {
+        let mut kernel = self.kernel.borrow_mut();
+        let (conn, side) = kernel.stream(kernel.id(self.driver, sock)?)?;
+        Some(kernel::arrival_cpu(kernel.conn(conn).ends[1 - side].addr))
+    }
+
+    fn prefer_arrivals(&mut self, listener: Sock, cpu: Option<usize>) {
+        let mut kernel = self.kernel.borrow_mut();
+        let id = kernel.id(self.driver, listener);
+        if let Some(Kind::Listener(it)) = id.map(|id| &mut kernel.sock(id).kind) {
+            it.prefers = cpu;
+        }
+    }
+
     fn adopt(&mut self, mut handle: SimHandle) -> Sock {
         let id = handle.0.take().expect("a handle has its socket");
         self.kernel.borrow_mut().own(self.driver, id)

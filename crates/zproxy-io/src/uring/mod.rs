@@ -484,8 +484,19 @@ impl Driver for Uring {
     }
 
     fn renew(&mut self, sock: Sock) {
-        let entity = self.entity(sock);
-        sock::renew(entity.fd.as_raw_fd(), &mut entity.pacing);
+        if let Some(entity) = self.socks.get_mut(sock) {
+            sock::renew(entity.fd.as_raw_fd(), &mut entity.pacing);
+        }
+    }
+
+    fn arrival_cpu(&self, sock: Sock) -> Option<usize> {
+        sock::arrival_cpu(self.socks.get(sock)?.fd.as_raw_fd())
+    }
+
+    fn prefer_arrivals(&mut self, listener: Sock, cpu: Option<usize>) {
+        if let Some(entity) = self.socks.get(listener) {
+            sock::prefer_arrivals(entity.fd.as_raw_fd(), cpu);
+        }
     }
 
     fn adopt(&mut self, handle: OwnedFd) -> Sock {

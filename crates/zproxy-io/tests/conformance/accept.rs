@@ -15,6 +15,7 @@ conformance!(
     a_recalled_accept_comes_home,
     nobody_is_lost_while_accepting_stops_and_goes_on,
     recalling_and_closing,
+    what_arrives_on_a_cpu_can_be_preferred,
 );
 
 conformance_simulated!(one_connection, a_recalled_accept_comes_home,);
@@ -186,4 +187,48 @@ fn recalling_and_closing<K: Kit>() {
         assert!(TcpStream::connect(addr).is_err(), "the port is still open");
         world.finish();
     }
+}
+
+/// Of two listeners on one port, the one that prefers a CPU gets all that arrives there, until it prefers
+/// none; each connection knows where it arrived.
+fn what_arrives_on_a_cpu_can_be_preferred<K: Kit>() {
+    use zproxy_io::{Driver, ListenOptions, sys};
+    const CONNS: usize = 64;
+    // On loopback a connection arrives on the CPU of whoever dials.
+    let cpu = (0..1_024).find(|cpu| sys::pin_to_cpu(*cpu).is_ok()).expect("a CPU to run on");
+    let mut world = World::new::<K>(RelayMode::Auto);
+    let options = ListenOptions { reuse_port: true };
+    let loopback = "127.0.0.1:0".parse().expect("an address");
+    let (one, addr) = K::Driver::listen(loopback, options).expect("a free port");
+    let (other, _) = K::Driver::listen(addr, options).expect("the port is shared");
+    let listeners = [world.adopt(one), world.adopt(other)];
+    let tokens = listeners.map(|listener| world.submit(Op::Accept { listener }));
+    for (preferring, least, most) in
+        [(Some(0), CONNS, CONNS), (Some(1), 0, 0), (None, 1, CONNS - 1)]
+    {
+        for (number, listener) in listeners.into_iter().enumerate() {
+            let cpu = (preferring == Some(number)).then_some(cpu);
+            world.driver.prefer_arrivals(listener, cpu);
+        }
+        let mut first = 0;
+        for _ in 0..CONNS {
+            let far = TcpStream::connect(addr).expect("the listeners listen");
+            let (token, outcome) = loop {
+                let mut all = tokens.into_iter();
+                match all.find_map(|token| Some((token, world.take(token)?))) {
+                    Some(home) => break home,
+                    None => world.turn(),
+                }
+            };
+            let Outcome::Accepted { sock, peer } = outcome else {
+                panic!("not accepted: {outcome:?}")
+            };
+            assert_eq!(peer, far.local_addr().ok());
+            assert_eq!(world.driver.arrival_cpu(sock), Some(cpu));
+            first += usize::from(token == tokens[0]);
+            world.close(sock, Ending::Reset);
+        }
+        assert!((least..=most).contains(&first), "{first} of {CONNS}, {preferring:?} preferring");
+    }
+    world.finish();
 }

@@ -13,13 +13,14 @@ use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 use zproxy_io::{ListenOptions, Open};
 use zproxy_ops::signals::{self, Wish};
+use zproxy_ops::values::Steer;
 use zproxy_ops::{Exit, boot};
-use zproxy_relay::{Mailbox, PathLimit, Sender};
+use zproxy_relay::{Arrivals, Board, Mailbox, PathLimit, Sender};
 
 use crate::config::{Forward, ForwardSettings};
 use crate::flows::FlowLimits;
 use crate::resolver::Resolver;
-use worker::{Route, Tell, Worker};
+use worker::{Parts, Route, Tell, Worker};
 
 /// How often progress is logged while draining.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
@@ -111,9 +112,14 @@ fn start_workers<D: Open + 'static>(
         .zip(&settings.forwards)
         .map(|((at, _), forward)| Route::new(*at, forward.to.clone()))
         .collect();
+    let board = match settings.steer {
+        Steer::Auto => Board::new(&settings.data.cores),
+        Steer::Never => None,
+    };
     let mut workers = Vec::new();
     for (number, &cpu) in settings.data.cores.iter().enumerate() {
         let (routes, resolver, tell) = (routes.clone(), resolver.clone(), tell.clone());
+        let board = board.clone();
         let start = |driver: &D| {
             let mailbox = Mailbox::new(driver.doorbell());
             let sender = mailbox.sender();
@@ -121,7 +127,9 @@ fn start_workers<D: Open + 'static>(
         };
         let run = move |driver: D, mailbox: Mailbox<Tell<D::Handle>>| {
             let _farewell = Farewell { worker: number, tell: tell.clone() };
-            Worker::new(number, driver, mailbox, tell, resolver, routes, limits).run();
+            let arrivals = Arrivals::new(board, number);
+            let parts = Parts { number, tell, resolver, routes, limits, arrivals };
+            Worker::new(driver, mailbox, parts).run();
         };
         let name = format!("data-{number}");
         let (sender, _thread) = boot::spawn(name, settings.data.data_driver(cpu), start, run)?;

@@ -8,8 +8,8 @@ use tracing::{debug, error, info, warn};
 use zproxy_io::{Done, Driver, DriverLost, Ending, Fault, Op, Outcome, Sock, Token};
 use zproxy_ops::values::HostPort;
 use zproxy_relay::{
-    self as relay, Direction, Flow, Heard, Key, Keys, Mailbox, Name, SMALL_PIPES, Slots,
-    SmallPipes, kind,
+    self as relay, Arrival, Arrivals, Direction, Flow, Heard, Key, Keys, Mailbox, Name,
+    SMALL_PIPES, Slots, SmallPipes, kind,
 };
 
 use super::Event;
@@ -66,6 +66,7 @@ struct Link {
     peer: Option<SocketAddr>,
     near: Sock,
     accepted_at: Duration,
+    arrival: Arrival,
     state: State,
 }
 
@@ -93,6 +94,16 @@ enum Phase {
     Stopping,
 }
 
+/// What a worker is made with, beside its driver and its mailbox.
+pub(super) struct Parts {
+    pub(super) number: usize,
+    pub(super) tell: mpsc::Sender<Event>,
+    pub(super) resolver: Resolver,
+    pub(super) routes: Vec<Route>,
+    pub(super) limits: FlowLimits,
+    pub(super) arrivals: Arrivals,
+}
+
 pub(super) struct Worker<D: Driver> {
     number: usize,
     driver: D,
@@ -101,6 +112,7 @@ pub(super) struct Worker<D: Driver> {
     resolver: Resolver,
     routes: Vec<Route>,
     looks: Looks,
+    arrivals: Arrivals,
     pipes: SmallPipes,
     listeners: Slots<Listener>,
     links: Slots<Link>,
@@ -114,27 +126,20 @@ pub(super) struct Worker<D: Driver> {
 }
 
 impl<D: Driver> Worker<D> {
-    pub(super) fn new(
-        number: usize,
-        driver: D,
-        mailbox: Mailbox<Tell<D::Handle>>,
-        tell: mpsc::Sender<Event>,
-        resolver: Resolver,
-        routes: Vec<Route>,
-        limits: FlowLimits,
-    ) -> Self {
+    pub(super) fn new(driver: D, mailbox: Mailbox<Tell<D::Handle>>, parts: Parts) -> Self {
         Self {
-            number,
+            number: parts.number,
             driver,
             mailbox,
-            tell,
-            resolver,
-            routes,
-            looks: Looks::new(limits),
+            tell: parts.tell,
+            resolver: parts.resolver,
+            routes: parts.routes,
+            looks: Looks::new(parts.limits),
+            arrivals: parts.arrivals,
             pipes: SmallPipes::default(),
             listeners: Slots::default(),
             links: Slots::default(),
-            dial_deadlines: Deadlines::new(limits.connect),
+            dial_deadlines: Deadlines::new(parts.limits.connect),
             closing: 0,
             next_serial: 0,
             phase: Phase::Serving,
@@ -155,8 +160,9 @@ impl<D: Driver> Worker<D> {
 
     fn log_stats(&self) {
         let (listeners, flows, closing) = (self.listeners.len(), self.links.len(), self.closing);
+        let arrivals = self.arrivals.seen();
         info!(
-            "core={} stats listeners={listeners} flows={flows} closing={closing} {}",
+            "core={} stats listeners={listeners} flows={flows} closing={closing} {arrivals} {}",
             self.number,
             self.driver.stats()
         );
@@ -171,6 +177,7 @@ impl<D: Driver> Worker<D> {
                 self.on_done(done);
             }
             self.on_time(self.driver.now());
+            self.steer(self.driver.now());
             self.report();
         }
         Ok(())
@@ -195,7 +202,19 @@ impl<D: Driver> Worker<D> {
         let dial = self.dial_deadlines.next(|key| links.get(key).is_some_and(Link::is_dialling));
         let pauses =
             self.listeners.iter().filter_map(|(_, listener)| listener.accepting.poll_timeout());
-        pauses.chain(dial).chain(self.looks.next()).min()
+        let steering = self.arrivals.poll_timeout();
+        pauses.chain(dial).chain(self.looks.next()).chain(steering).min()
+    }
+
+    /// Tells the kernel which connections this core prefers, if that has changed.
+    fn steer(&mut self, now: Duration) {
+        if self.arrivals.poll(now) {
+            let cpu = self.arrivals.preferred();
+            debug!("core={} prefers arrivals of cpu={cpu:?}", self.number);
+            for (_, listener) in self.listeners.iter() {
+                self.driver.prefer_arrivals(listener.sock, cpu);
+            }
+        }
     }
 
     fn on_time(&mut self, now: Duration) {
@@ -328,8 +347,11 @@ impl<D: Driver> Worker<D> {
     fn open(&mut self, route: usize, near: Sock, peer: Option<SocketAddr>, now: Duration) {
         self.next_serial += 1;
         let serial = self.next_serial;
+        let arrival = self.arrivals.enter(|| self.driver.arrival_cpu(near));
         let state = State::Dialling(None);
-        let key = self.links.insert(Link { serial, route, peer, near, accepted_at: now, state });
+        let accepted_at = now;
+        let link = Link { serial, route, peer, near, accepted_at, arrival, state };
+        let key = self.links.insert(link);
         self.dial_deadlines.set(key, now);
         match self.routes[route].target.addresses(key, now) {
             Known::Addresses(addresses) => self.dial(key, addresses),
@@ -435,6 +457,7 @@ impl<D: Driver> Worker<D> {
     /// The flow has ended: writes its line and closes its conns.
     fn finish(&mut self, key: Key, end: End, by: By) {
         let link = self.links.remove(key).expect("a flow ends once");
+        self.arrivals.leave(link.arrival);
         let now = self.driver.now();
         let how = if end == End::Clean { Ending::Clean } else { Ending::Reset };
         self.close(link.near, how);

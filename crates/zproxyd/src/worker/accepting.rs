@@ -1,9 +1,9 @@
-//! When the public listeners accept. They pause while descriptors are short, and while so many
+//! When the public listeners accept, and what they prefer. They pause while descriptors are short, and while so many
 //! visitors of a session wait for proxy_conns that further ones had better wait in the kernel.
 
 use std::time::Duration;
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use zproxy_io::{Driver, Fault, Op, Outcome};
 use zproxy_relay::{Key, Name};
 
@@ -73,6 +73,22 @@ impl<D: Driver> Worker<D> {
                 if self.shortage.is_pressing(now) {
                     self.outgoing.push(Report::Short);
                 }
+            }
+        }
+    }
+
+    /// Tells the kernel which connections this core prefers, if that has changed.
+    pub(super) fn steer(&mut self, now: Duration) {
+        if self.arrivals.poll(now) {
+            let cpu = self.arrivals.preferred();
+            if cpu.is_some() {
+                mark!("steering");
+            } else {
+                mark!("steering_over");
+            }
+            debug!("core={} prefers arrivals of cpu={cpu:?}", self.core);
+            for (_, listener) in self.listeners.iter() {
+                self.driver.prefer_arrivals(listener.sock, cpu);
             }
         }
     }

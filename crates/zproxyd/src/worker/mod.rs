@@ -25,8 +25,8 @@ use zproxy_proto::limits::SETTLING_CONNS_MAX;
 use zproxy_proto::pool::Pool;
 use zproxy_proto::proxy_conn::{Input, Mode, ProxyConn, Reach};
 use zproxy_relay::{
-    Flow, Heard, Key, Keys, Mailbox, Name, Path, PathLimit, SMALL_PIPES, Sender, Shortage, Slots,
-    SmallPipes, kind,
+    Arrival, Arrivals, Flow, Heard, Key, Keys, Mailbox, Name, Path, PathLimit, SMALL_PIPES, Sender,
+    Shortage, Slots, SmallPipes, kind,
 };
 
 #[cfg(feature = "sim")]
@@ -146,6 +146,7 @@ struct Public {
     session: SessionNo,
     tunnel: TunnelId,
     accepted_at: Duration,
+    arrival: Arrival,
     state: PublicState,
 }
 
@@ -205,6 +206,7 @@ pub(crate) struct Worker<D: Driver> {
     mailbox: Mailbox<Tell<D>>,
     reports: Sender<Report>,
     limits: Limits,
+    arrivals: Arrivals,
     listeners: Slots<Listener>,
     tunnels: HashMap<TunnelId, Tunnel>,
     /// Listeners that are being closed.
@@ -249,6 +251,7 @@ impl<D: Driver> Worker<D> {
         mailbox: Mailbox<Tell<D>>,
         reports: Sender<Report>,
         limits: Limits,
+        arrivals: Arrivals,
     ) -> Self {
         Self {
             core,
@@ -256,6 +259,7 @@ impl<D: Driver> Worker<D> {
             mailbox,
             reports,
             limits,
+            arrivals,
             listeners: Slots::default(),
             tunnels: HashMap::new(),
             listeners_closing: 0,
@@ -310,9 +314,11 @@ impl<D: Driver> Worker<D> {
         let (listeners, publics, conns) =
             (self.listeners.len(), self.publics.len(), self.conns.len());
         let (lanes, heard, told) = (self.lanes.len(), self.notices_heard, self.notices_told);
+        let arrivals = self.arrivals.seen();
         info!(
             "core={} stats listeners={listeners} paused={} crowds={} publics={publics} \
-             conns={conns} settling={} lanes={lanes} notices_heard={heard} notices_told={told} {}",
+             conns={conns} settling={} lanes={lanes} notices_heard={heard} notices_told={told} \
+             {arrivals} {}",
             self.core,
             self.paused(),
             self.crowds,
@@ -332,6 +338,7 @@ impl<D: Driver> Worker<D> {
         }
         self.done = done;
         self.on_time(self.driver.now());
+        self.steer(self.driver.now());
         self.poll_pools();
         self.report_drain();
         self.flush_lanes(self.driver.now());
@@ -504,7 +511,8 @@ impl<D: Driver> Worker<D> {
         let paused = self.paused_until();
         let alarm = self.alarms.peek().map(|Reverse((at, _))| *at);
         let calm = self.shortage.poll_timeout();
-        let times = [paused, alarm, self.next_look, calm, self.lanes_due()];
+        let steering = self.arrivals.poll_timeout();
+        let times = [paused, alarm, self.next_look, calm, self.lanes_due(), steering];
         times.into_iter().flatten().min()
     }
 

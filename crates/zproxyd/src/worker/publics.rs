@@ -24,6 +24,9 @@ impl<D: Driver> Worker<D> {
         listener: D::Handle,
     ) {
         let sock = self.driver.adopt(listener);
+        if let Some(cpu) = self.arrivals.preferred() {
+            self.driver.prefer_arrivals(sock, Some(cpu));
+        }
         let state = Accepting::On;
         let key = self.listeners.insert(Listener { sock, session, tunnel, state });
         if self.course != Course::Serving || !self.sessions.contains_key(&session) {
@@ -73,8 +76,9 @@ impl<D: Driver> Worker<D> {
         };
         let (session, tunnel) = (listener.session, listener.tunnel);
         let now = self.driver.now();
+        let arrival = self.arrivals.enter(|| self.driver.arrival_cpu(sock));
         let state = PublicState::Waiting;
-        let public = Public { sock, peer, session, tunnel, accepted_at: now, state };
+        let public = Public { sock, peer, session, tunnel, accepted_at: now, arrival, state };
         let key = self.publics.insert(public);
         self.publics_live += 1;
         self.next_look.get_or_insert(now + LOOK_INTERVAL);
@@ -159,6 +163,7 @@ impl<D: Driver> Worker<D> {
         }
         public.state = PublicState::Closing;
         self.publics_live -= 1;
+        self.arrivals.leave(public.arrival);
         let sock = public.sock;
         self.submit_close(CLOSE_PUBLIC, key, sock, how);
     }
