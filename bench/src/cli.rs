@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::load::bulk::Style;
+use crate::load::crew::Placement;
 use crate::systems::System;
 
 /// Compares ZProxy with other relays on this machine, over loopback.
@@ -67,8 +68,13 @@ pub(crate) struct RunFlags {
     #[arg(long, value_enum, default_value_t = Style::Plain)]
     pub(crate) load: Style,
 
-    /// Threads of the load generator per kind of client, and of the service [default: half of the
-    /// cores it may use]
+    /// Where the threads of the load generator that handle small messages run: spread over its CPUs
+    /// and kept there, as a network card spreads visitors, or floating
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) load_placement: Placement,
+
+    /// Threads of the load generator per kind of client, and of the service [default: for small
+    /// messages one per CPU if they are spread; otherwise half as many as CPUs]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) load_threads: Option<u16>,
 

@@ -1,6 +1,8 @@
 //! Which CPUs a process may use.
 
-use rustix::thread::{CpuSet, sched_setaffinity};
+use std::io;
+
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// The CPUs of a list such as `0-3,6`.
 pub(crate) fn parse(list: &str) -> Result<Vec<usize>, String> {
@@ -18,6 +20,20 @@ pub(crate) fn parse(list: &str) -> Result<Vec<usize>, String> {
     cpus.sort_unstable();
     cpus.dedup();
     Ok(cpus)
+}
+
+/// The CPUs that this process may use.
+pub(crate) fn all() -> io::Result<Vec<usize>> {
+    let set = sched_getaffinity(None)?;
+    Ok((0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect())
+}
+
+/// Keeps the calling thread on one CPU, if it has a place.
+pub(crate) fn settle(place: Option<usize>) -> io::Result<()> {
+    let Some(cpu) = place else { return Ok(()) };
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    Ok(sched_setaffinity(None, &set)?)
 }
 
 /// Keeps the calling thread, and what it starts from now on, on the CPUs of `list`.

@@ -29,6 +29,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use cli::{ReportFlags, RunFlags, Typed, Verb};
 use load::client::Method;
+use load::crew::Crew;
 use load::server::Server;
 use report::{markdown, plot, table, targets};
 use results::{MethodNote, Results, SystemNote};
@@ -118,10 +119,8 @@ fn compare(flags: &RunFlags) -> Result<bool, String> {
     if let Some(list) = &flags.load_cpus {
         cpus::pin(list)?;
     }
-    let threads = match flags.load_threads {
-        Some(threads) => usize::from(threads),
-        None => (count(&flags.load_cpus)? / 2).max(1),
-    };
+    let cpus = cpus::all().map_err(|why| format!("CPUs of this process: {why}"))?;
+    let crew = Crew::new(cpus, flags.load_threads.map(usize::from), flags.load_placement);
     let (rounds, window_s) = match () {
         () if flags.quick => (1, 0.5),
         () if flags.floor => (5, 2.0),
@@ -134,14 +133,15 @@ fn compare(flags: &RunFlags) -> Result<bool, String> {
         rounds,
         warm_up_s,
         window_s,
-        load_threads: threads,
+        load_threads: flags.load_threads,
+        load_placement: flags.load_placement.name().to_owned(),
         load_style: flags.load.name().to_owned(),
         relay_cpus: flags.relay_cpus.clone(),
         load_cpus: flags.load_cpus.clone(),
         zproxy_args: flags.zproxy_arg.clone(),
     };
     let runner = Runner {
-        server: Server::start(threads, flags.load).map_err(|why| format!("service: {why}"))?,
+        server: Server::start(&crew, flags.load).map_err(|why| format!("service: {why}"))?,
         tools,
         systems,
         workloads,
@@ -151,7 +151,7 @@ fn compare(flags: &RunFlags) -> Result<bool, String> {
             warm_up: Duration::from_secs_f64(warm_up_s),
             window: Duration::from_secs_f64(window_s),
             ready_deadline: READY_DEADLINE,
-            threads,
+            crew,
             style: flags.load,
         },
         json: flags.json.clone(),

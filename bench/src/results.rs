@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use crate::load::crew::Placement;
 use crate::stats::Spread;
 use crate::workload::OTHER_CORES;
 
@@ -40,12 +41,20 @@ pub(crate) struct MethodNote {
     pub(crate) rounds: usize,
     pub(crate) warm_up_s: f64,
     pub(crate) window_s: f64,
-    pub(crate) load_threads: usize,
+    /// Threads of the load generator, if somebody chose how many.
+    pub(crate) load_threads: Option<u16>,
+    /// Where they ran. Results from before there was a choice float.
+    #[serde(default = "floating")]
+    pub(crate) load_placement: String,
     pub(crate) load_style: String,
     pub(crate) relay_cpus: Option<String>,
     pub(crate) load_cpus: Option<String>,
     /// Extra arguments to zproxyd and zproxy.
     pub(crate) zproxy_args: Vec<String>,
+}
+
+fn floating() -> String {
+    Placement::Float.name().to_owned()
 }
 
 /// A system of the comparison.
@@ -191,7 +200,8 @@ pub(crate) mod tests {
             rounds: 3,
             warm_up_s: 0.2,
             window_s: 0.8,
-            load_threads: 1,
+            load_threads: None,
+            load_placement: "spread".to_owned(),
             load_style: "plain".to_owned(),
             relay_cpus: None,
             load_cpus: None,

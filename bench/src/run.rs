@@ -237,7 +237,7 @@ impl Runner {
             warm_up: Duration::ZERO,
             window: Duration::ZERO,
             ready_deadline: Duration::from_secs(5),
-            threads: 1,
+            crew: self.method.crew.clone(),
             style: self.method.style,
         };
         loop {

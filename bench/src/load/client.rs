@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::bulk::Style;
+use super::crew::Crew;
 use super::driver::Driver;
 use super::server::Server;
 use super::wire::Part;
+use crate::cpus;
 
 /// How often the conductor looks whether the clients are ready.
 const TICK: Duration = Duration::from_millis(2);
@@ -61,8 +63,8 @@ pub(crate) struct Method {
     pub(crate) window: Duration,
     /// From the first connect to readiness.
     pub(crate) ready_deadline: Duration,
-    /// Threads per group.
-    pub(crate) threads: usize,
+    /// Who does it.
+    pub(crate) crew: Crew,
     pub(crate) style: Style,
 }
 
@@ -189,14 +191,17 @@ pub(crate) fn measure<S>(
             style: method.style,
             pulled: AtomicU64::new(0),
         });
-        let threads_max = method.threads.clamp(1, group.conns.max(1));
-        for part in 0..threads_max {
-            // Thread `part` takes every `threads_max`-th connection.
-            let conns = (part..group.conns).step_by(threads_max).collect::<Vec<_>>();
+        let places = method.crew.clients(group);
+        for (part, place) in places.iter().copied().enumerate() {
+            // Each thread takes every so-many-th connection.
+            let conns = (part..group.conns).step_by(places.len()).collect::<Vec<_>>();
             let shared = Arc::clone(&shared);
             let thread = std::thread::Builder::new()
                 .name(format!("client-{number}-{part}"))
-                .spawn(move || Driver::new(shared, conns).and_then(Driver::run))
+                .spawn(move || {
+                    cpus::settle(place)?;
+                    Driver::new(shared, conns)?.run()
+                })
                 .map_err(|why| format!("no thread: {why}"))?;
             threads.push((number, thread));
         }

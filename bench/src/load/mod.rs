@@ -3,6 +3,7 @@
 
 pub(crate) mod bulk;
 pub(crate) mod client;
+pub(crate) mod crew;
 mod driver;
 mod poller;
 pub(crate) mod server;

@@ -13,13 +13,15 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::net::{SocketFlags, accept_with};
+use rustix::net::{SocketFlags, accept_with, sockopt};
 use slab::Slab;
 
 use super::bulk::{Mover, Style, Turn};
+use super::crew::{Crew, Place};
 use super::poller::{Batch, Poller, Ready, Wait};
 use super::prepare;
 use super::wire::{HELLO_SIZE, Hello, Part, REPLY_SIZE, REQUEST_SIZE};
+use crate::cpus;
 
 /// A thread looks up at least so often.
 const LOOK_UP: Duration = Duration::from_secs(1);
@@ -105,13 +107,19 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts `threads` front threads and as many for bulk.
-    pub(crate) fn start(threads: usize, style: Style) -> io::Result<Self> {
-        let listener = listen()?;
-        let addr = listener.local_addr()?;
+    /// Starts it with the threads of this crew.
+    pub(crate) fn start(crew: &Crew, style: Style) -> io::Result<Self> {
+        let places = crew.fronts();
+        let mut listeners = Vec::new();
+        let mut addr = SocketAddr::from(([127, 0, 0, 1], 0));
+        for place in &places {
+            let listener = listen(addr, *place)?;
+            addr = listener.local_addr()?;
+            listeners.push(listener);
+        }
         let tally = Arc::new(Tally::new());
         let mut doors = Vec::new();
-        for number in 0..threads {
+        for number in 0..crew.movers() {
             let (sender, conns) = mpsc::channel();
             let (bell, ear) = UnixStream::pair()?;
             bell.set_nonblocking(true)?;
@@ -120,20 +128,28 @@ impl Server {
             spawn(format!("serve-bulk-{number}"), move || bulk.run())?;
             doors.push(Door { sender, bell: Arc::new(bell) });
         }
-        for number in 0..threads {
-            let front = Front::new(listener.try_clone()?, Arc::clone(&tally), doors.clone())?;
-            spawn(format!("serve-front-{number}"), move || front.run())?;
+        for ((number, place), listener) in places.into_iter().enumerate().zip(listeners) {
+            let front = Front::new(listener, Arc::clone(&tally), doors.clone())?;
+            spawn(format!("serve-front-{number}"), move || {
+                cpus::settle(place)?;
+                front.run()
+            })?;
         }
         Ok(Self { addr, tally })
     }
 }
 
-fn listen() -> io::Result<TcpListener> {
+/// A listener of one front thread, which prefers what arrives on its CPU.
+fn listen(at: SocketAddr, place: Place) -> io::Result<TcpListener> {
     use socket2::{Domain, Socket, Type};
     let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None)?;
     // What it accepts has that too.
     prepare(&socket)?;
-    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())?;
+    sockopt::set_socket_reuseport(&socket, true)?;
+    if let Some(cpu) = place.and_then(|cpu| u32::try_from(cpu).ok()) {
+        sockopt::set_socket_incoming_cpu(&socket, cpu)?;
+    }
+    socket.bind(&at.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }

@@ -11,13 +11,17 @@ pub(crate) fn all(results: &Results) -> String {
     let method = &results.method;
     let mut text = format!(
         "{} cores ({}), Linux {}, loopback. Medians of {} interleaved rounds of {} s after {} s of \
-         warm-up; load generator on the same machine.\n",
+         warm-up; load generator on the same machine, its threads for small messages {}.\n",
         machine.cores,
         machine.cpu,
         machine.kernel,
         method.rounds,
         method.window_s,
         method.warm_up_s,
+        match method.load_placement.as_str() {
+            "spread" => "one per CPU",
+            _ => "wherever the scheduler had them",
+        },
     );
     if let Some(others) = results.other_cores() {
         text.push_str(&format!("Other programs used {} cores.\n", digits(others.median)));
