@@ -6,7 +6,7 @@ use io_uring::{cqueue, opcode, types};
 
 use super::Uring;
 use super::entry::{Entry, Key, Part, Places, Work, named_by, user_data};
-use crate::{Done, Ending, Outcome, Sock, Token, sock, sys};
+use crate::{Done, Ending, Fault, Outcome, Sock, Token, sock, sys};
 
 impl Uring {
     pub(super) fn cancel(&mut self, key: Key, part: Part) {
@@ -50,11 +50,11 @@ impl Uring {
         assert!(entity.closing.is_none(), "a socket is closed once");
         entity.closing = Some((token, how));
         let keys = [entity.inbound, entity.outbound, entity.watch];
+        if let Some(token) = entity.parked.take() {
+            self.ready.push(Done { token, outcome: Outcome::Failed(Fault::Cancelled) });
+        }
         self.end_vigil(sock);
         for key in keys.into_iter().flatten() {
-            if self.unpark(key) {
-                continue;
-            }
             let entry = self.entries.get(key).expect("an operation in flight has its entry");
             if let Some(part) = waiting_part(entry) {
                 self.cancel(key, part);
@@ -95,7 +95,6 @@ impl Drop for Uring {
         let everything = types::CancelBuilder::any().all();
         let entry = opcode::AsyncCancel2::new(everything).build();
         self.ring.push(&[entry.user_data(user_data(Key::MAX, Part::Cancel))]);
-        self.entries.drop_parked();
         let give_up = sys::now() + Duration::from_secs(2);
         // Entries are only counted down here; nothing is continued.
         while !self.entries.is_empty() && sys::now() < give_up {

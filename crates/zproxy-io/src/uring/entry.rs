@@ -45,13 +45,6 @@ pub(super) struct Entry {
     pub(super) work: Work,
 }
 
-impl Entry {
-    /// Whether it waits on its socket, with nothing in the kernel.
-    pub(super) fn is_parked(&self) -> bool {
-        matches!(&self.work, Work::Fill(fill) if fill.is_parked())
-    }
-}
-
 /// All operations in flight. Their names are places, which are used again and never move: a list that
 /// doubled would hold as much again for nothing when many flows are idle.
 #[derive(Debug, Default)]
@@ -90,13 +83,6 @@ impl Entries {
     /// The entry with a name, if there is one.
     pub(super) fn get(&self, key: Key) -> Option<&Entry> {
         self.places.get(key as usize)?.as_ref()
-    }
-
-    /// Takes out what has nothing in the kernel.
-    pub(super) fn drop_parked(&mut self) {
-        for place in self.places.iter_mut() {
-            place.take_if(|entry| entry.is_parked());
-        }
     }
 
     /// Whether nothing is in flight.
@@ -171,8 +157,6 @@ pub(super) enum Step {
     Wait,
     /// So many submissions were queued for it.
     Submitted(u8),
-    /// It waits for the vigil of its socket.
-    Park,
     /// It is finished.
     Finish(Outcome),
 }

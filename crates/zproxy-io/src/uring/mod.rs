@@ -45,7 +45,7 @@ use entry::{
 };
 use group::Group;
 use ring::{Queues, Ring};
-use rounds::{Drain, Fill};
+use rounds::Drain;
 use vigil::{Doubts, Vigil};
 
 /// Results of one turn; more completions wait for the next one.
@@ -81,6 +81,8 @@ pub struct Uring {
 struct Entity {
     fd: OwnedFd,
     inbound: Option<Key>,
+    /// A fill that waits for the vigil. It is what is inbound then, and has nothing in the kernel.
+    parked: Option<Token>,
     outbound: Option<Key>,
     watch: Option<Key>,
     closing: Option<(Token, Ending)>,
@@ -99,6 +101,12 @@ struct Entity {
     /// Bytes were spliced into it. `splice(2)` sends a pipe in batches of 16 pieces: when one has gone
     /// and the next one meets a reset, it returns the count, and the error is told to nobody.
     was_spliced_into: bool,
+}
+
+impl Entity {
+    fn is_inbound_vacant(&self) -> bool {
+        self.inbound.is_none() && self.parked.is_none()
+    }
 }
 
 impl Uring {
@@ -159,6 +167,7 @@ impl Uring {
         self.socks.insert(Entity {
             fd,
             inbound: None,
+            parked: None,
             outbound: None,
             watch: None,
             closing: None,
@@ -193,6 +202,10 @@ impl Uring {
     fn start_drain(&mut self, token: Token, mut drain: Drain) {
         let places = drain.places();
         if !self.is_open(token, places) {
+            return;
+        }
+        if let Some(outcome) = self.put_at_once(&mut drain) {
+            self.ready.push(Done { token, outcome });
             return;
         }
         let key = self.occupy(places);
@@ -244,9 +257,6 @@ impl Uring {
             Step::Submitted(pending) => {
                 self.entries.insert(Entry { token, pending, work: work() });
             }
-            Step::Park => {
-                self.entries.insert(Entry { token, pending: 0, work: work() });
-            }
             Step::Wait => unreachable!("a first step has nothing to wait for"),
         }
     }
@@ -262,7 +272,9 @@ impl Uring {
         let key = self.entries.vacant_key();
         let busy = "one operation of a kind on a socket at a time";
         if let Some(sock) = places.inbound {
-            assert!(self.entity(sock).inbound.replace(key).is_none(), "inbound: {busy}");
+            let entity = self.entity(sock);
+            let is_vacant = entity.inbound.replace(key).is_none() && entity.parked.is_none();
+            assert!(is_vacant, "inbound: {busy}");
         }
         if let Some(sock) = places.outbound {
             assert!(self.entity(sock).outbound.replace(key).is_none(), "outbound: {busy}");
@@ -317,7 +329,6 @@ impl Uring {
         match step {
             Step::Wait => assert!(entry.pending > 0, "an operation waits for nothing"),
             Step::Submitted(count) => entry.pending += count,
-            Step::Park => assert_eq!(entry.pending, 0, "what is parked waits for nothing else"),
             Step::Finish(outcome) => {
                 assert_eq!(entry.pending, 0, "an operation ended with completions outstanding");
                 self.entries.remove(key);
@@ -506,7 +517,10 @@ impl Driver for Uring {
     fn release(&mut self, sock: Sock) -> OwnedFd {
         let entity = self.socks.remove(sock).expect("a socket that this driver owns");
         let busy = entity.inbound.or(entity.outbound).or(entity.watch);
-        let is_busy = busy.is_some() || entity.closing.is_some() || !entity.vigil.is_absent();
+        let is_busy = busy.is_some()
+            || entity.parked.is_some()
+            || entity.closing.is_some()
+            || !entity.vigil.is_absent();
         assert!(!is_busy, "a released socket is at rest");
         self.stats.socks_closed += 1;
         entity.fd
@@ -526,7 +540,7 @@ impl Driver for Uring {
 
     fn take_now(&mut self, from: Sock, buf: &mut Vec<u8>, max: usize) -> usize {
         let entity = self.entity(from);
-        assert!(entity.inbound.is_none(), "one inbound operation at a time");
+        assert!(entity.is_inbound_vacant(), "one inbound operation at a time");
         if entity.policy.path() == Path::Splice || entity.closing.is_some() {
             return 0;
         }
@@ -566,7 +580,7 @@ impl Driver for Uring {
             Op::Recv { sock, buf, max } => Work::Recv { sock, buf, max },
             Op::Send { sock, buf } => Work::Send { sock, buf, sent: 0 },
             Op::Watch { sock } => Work::Watch { sock, seen: None },
-            Op::Fill { from } => Work::Fill(Fill::new(from)),
+            Op::Fill { from } => return self.start_fill(token, from),
             Op::Drain { lease, to, refill } => {
                 return self.start_drain(token, Drain::new(lease, to, refill));
             }

@@ -18,16 +18,18 @@
 //! Sockets and pipes are non-blocking throughout: a chained splice runs in a worker thread, and one
 //! that blocked there would hold its pipe and starve the others.
 
+use std::os::fd::AsRawFd;
+
 use io_uring::{cqueue, opcode, squeue, types};
 
-use super::entry::{Key, Part, Places, Step, failed, is_interrupted, user_data};
+use super::entry::{Key, Part, Places, Step, Work, failed, is_interrupted, user_data};
 use super::group::{BUF_SIZE, Group};
 use super::{Entity, Uring};
 use crate::buf::Buf;
 use crate::lease::Store;
 use crate::pipe::Pipe;
 use crate::policy::Path;
-use crate::{Fault, Lease, Outcome, Sock, SourceNow, sys};
+use crate::{Done, Fault, Lease, Outcome, Sock, SourceNow, Token, sys};
 
 /// Taking bytes from a socket.
 #[derive(Debug)]
@@ -42,8 +44,6 @@ enum FillStage {
     Receive,
     /// Waiting for bytes without a buffer.
     Poll,
-    /// Waiting for the vigil of the socket.
-    Parked,
     /// Bytes have come and are being spliced into a pipe.
     Splice(Box<Pipe>),
 }
@@ -57,16 +57,12 @@ impl Fill {
     pub(super) fn waiting_part(&self) -> Option<Part> {
         match self.stage {
             FillStage::Receive | FillStage::Poll => Some(Part::Main),
-            FillStage::Parked | FillStage::Splice(_) => None,
+            FillStage::Splice(_) => None,
         }
     }
 
-    pub(super) fn park(&mut self) {
-        self.stage = FillStage::Parked;
-    }
-
-    pub(super) fn is_parked(&self) -> bool {
-        matches!(self.stage, FillStage::Parked)
+    fn places(&self) -> Places {
+        Places { inbound: Some(self.from), ..Places::default() }
     }
 }
 
@@ -120,6 +116,15 @@ impl Drain {
         }
     }
 
+    /// So much of what is in a buffer was put.
+    fn note_put(&mut self, count: usize) {
+        match &mut self.lease().store {
+            Store::Buf(buf) => buf.note_out(count),
+            Store::Ring(buf) => buf.note_out(count),
+            Store::Pipe(_) => unreachable!("a pipe is spliced"),
+        }
+    }
+
     fn lease(&mut self) -> &mut Lease {
         self.lease.as_mut().expect("a drain has its lease until it is finished")
     }
@@ -155,21 +160,54 @@ impl Entity {
 }
 
 impl Uring {
+    /// Begins a fill. In a conversation it takes what is there or waits for the vigil, and is nothing
+    /// but a token.
+    pub(super) fn start_fill(&mut self, token: Token, from: Sock) {
+        let fill = Fill::new(from);
+        if !self.is_open(token, fill.places()) {
+            return;
+        }
+        let entity = self.entity(from);
+        assert!(entity.is_inbound_vacant(), "one inbound operation at a time");
+        if entity.policy.path() != Path::Splice {
+            entity.policy.note_fill();
+            if self.keeps_vigil(from) {
+                let entity = self.entity(from);
+                if entity.has_more || entity.vigil.has_news {
+                    self.fill_now(token, from);
+                } else {
+                    entity.parked = Some(token);
+                }
+                return;
+            }
+        }
+        self.start(token, Work::Fill(fill));
+    }
+
+    /// Takes what is there, or lets the fill wait for the vigil.
+    pub(super) fn fill_now(&mut self, token: Token, from: Sock) {
+        if let Some(outcome) = self.take_copied(from) {
+            self.ready.push(Done { token, outcome });
+        } else if self.doubts(from) {
+            self.entity(from).parked = Some(token);
+        } else {
+            // The vigil is over, and edges tell nothing any more.
+            let mut fill = Fill::new(from);
+            let places = fill.places();
+            let key = self.occupy(places);
+            let step = self.poll_fill(&mut fill, key);
+            self.enter_first(token, places, step, || Work::Fill(fill));
+        }
+    }
+
+    /// The first step of a fill without a vigil.
     pub(super) fn first_fill(&mut self, fill: &mut Fill, key: Key) -> Step {
         let entity = self.entity(fill.from);
-        let path = entity.policy.path();
-        if path == Path::Splice {
-            return self.poll_fill(fill, key);
-        }
-        entity.policy.note_fill();
-        let has_more = entity.has_more || entity.vigil.has_news;
-        let keeps_vigil = self.keeps_vigil(fill.from);
-        match path {
+        match entity.policy.path() {
             // A receive on the ring waits by itself.
-            Path::Receive if !keeps_vigil => self.receive(fill, key),
-            _ if has_more => self.copy_now(fill, key),
-            _ if keeps_vigil => self.park(fill),
-            _ => self.poll_fill(fill, key),
+            Path::Receive => self.receive(fill, key),
+            Path::Copy if entity.has_more || entity.vigil.has_news => self.copy_now(fill, key),
+            Path::Copy | Path::Splice => self.poll_fill(fill, key),
         }
     }
 
@@ -201,7 +239,6 @@ impl Uring {
                 self.failed_on(fill.from, result)
             }
             FillStage::Poll => self.take_polled(fill, key),
-            FillStage::Parked => unreachable!("what is parked has nothing in the kernel"),
             FillStage::Splice(mut pipe) => {
                 let taken = usize::try_from(result).unwrap_or(0);
                 if taken > 0 {
@@ -230,7 +267,7 @@ impl Uring {
                 entity.policy.note_copied(count, BUF_SIZE);
                 Step::Finish(Outcome::Filled(Lease::new(Store::Ring(buf))))
             }
-            (0, _) => self.ended(fill.from),
+            (0, _) => Step::Finish(self.ended(fill.from)),
             _ if -result == libc::ENOBUFS => {
                 self.group.ran_out();
                 self.again(fill, |driver, fill| driver.copy_now(fill, key))
@@ -244,19 +281,23 @@ impl Uring {
 
     /// A receive said that the stream has ended. A reset says so too when somebody else, a send or
     /// a watch, was told of it first: the kernel tells an error once.
-    fn ended(&mut self, sock: Sock) -> Step {
+    fn ended(&mut self, sock: Sock) -> Outcome {
         let entity = self.entity(sock);
         // What is in flight may have been told; its completion is still on the way.
         let may_hide = entity.outbound.is_some() || entity.was_spliced_into;
         let hidden = if may_hide { self.hidden_reset(sock) } else { None };
-        Step::Finish(self.entity(sock).fault.or(hidden).map_or(Outcome::Eof, Outcome::Failed))
+        self.entity(sock).fault.or(hidden).map_or(Outcome::Eof, Outcome::Failed)
     }
 
     /// An operation failed on a socket, which later operations on it have to know.
     pub(super) fn failed_on(&mut self, sock: Sock, result: i32) -> Step {
+        Step::Finish(self.fault_on(sock, result))
+    }
+
+    fn fault_on(&mut self, sock: Sock, result: i32) -> Outcome {
         let fault = Fault::from_errno(-result);
         self.note_fault(sock, fault);
-        Step::Finish(Outcome::Failed(fault))
+        Outcome::Failed(fault)
     }
 
     pub(super) fn note_fault(&mut self, sock: Sock, fault: Fault) {
@@ -311,40 +352,78 @@ impl Uring {
 
     /// Takes what is there into a heap buffer, at once.
     pub(super) fn copy_now(&mut self, fill: &mut Fill, key: Key) -> Step {
-        let mut buf = self.bufs.lease();
-        let space = buf.space().len();
-        self.entity(fill.from).vigil.has_news = false;
-        match sys::recv(self.fd(fill.from).0, buf.space(), libc::MSG_DONTWAIT) {
-            Ok(0) => self.ended(fill.from),
-            Ok(count) => {
-                buf.note_in(count);
-                self.has_moved_much |= count == space;
-                let entity = self.entity(fill.from);
-                entity.has_more = count == space;
-                entity.policy.note_copied(count, space);
-                if entity.policy.path() == Path::Splice {
-                    // Splices look before they wait.
-                    self.end_vigil(fill.from);
-                } else if count < space {
-                    self.doubts(fill.from);
-                }
-                Step::Finish(Outcome::Filled(Lease::new(Store::Buf(buf))))
-            }
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {
-                self.again(fill, |driver, fill| driver.wait_again(fill, key))
-            }
-            Err(error) => self.failed_on(fill.from, -error.raw_os_error().unwrap_or(libc::EIO)),
+        match self.take_copied(fill.from) {
+            Some(outcome) => Step::Finish(outcome),
+            None => self.again(fill, |driver, fill| driver.poll_fill(fill, key)),
         }
     }
 
-    /// A take found nothing, or was kept from it by a signal.
-    fn wait_again(&mut self, fill: &mut Fill, key: Key) -> Step {
-        let entity = self.entity(fill.from);
-        entity.has_more = false;
-        if entity.policy.path() != Path::Splice && self.doubts(fill.from) {
-            return self.park(fill);
+    /// What a receive into a heap buffer comes to at once; nothing when there is nothing to take.
+    fn take_copied(&mut self, from: Sock) -> Option<Outcome> {
+        let mut buf = self.bufs.lease();
+        let space = buf.space().len();
+        let entity = self.entity(from);
+        entity.vigil.has_news = false;
+        let count = match sys::recv(entity.fd.as_raw_fd(), buf.space(), libc::MSG_DONTWAIT) {
+            Ok(0) => return Some(self.ended(from)),
+            Ok(count) => count,
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {
+                entity.has_more = false;
+                return None;
+            }
+            Err(error) => {
+                return Some(self.fault_on(from, -error.raw_os_error().unwrap_or(libc::EIO)));
+            }
+        };
+        buf.note_in(count);
+        entity.has_more = count == space;
+        entity.policy.note_copied(count, space);
+        if entity.policy.path() == Path::Splice {
+            // Splices look before they wait.
+            self.end_vigil(from);
+        } else if count < space {
+            self.doubts(from);
         }
-        self.poll_fill(fill, key)
+        self.has_moved_much |= count == space;
+        Some(Outcome::Filled(Lease::new(Store::Buf(buf))))
+    }
+
+    /// The usual round: all that a buffer holds finds room at once, and nothing is spliced. Nothing comes
+    /// of it when the round is another one.
+    pub(super) fn put_at_once(&mut self, drain: &mut Drain) -> Option<Outcome> {
+        assert!(!drain.lease().is_empty(), "a drain has something to put");
+        if matches!(drain.lease().store, Store::Pipe(_)) {
+            return None;
+        }
+        if let Some(from) = drain.refill {
+            let source = self.entity(from);
+            assert!(source.is_inbound_vacant(), "one inbound operation at a time");
+            if source.policy.path() == Path::Splice {
+                return None;
+            }
+        }
+        let entity = self.entity(drain.to);
+        assert!(entity.outbound.is_none(), "one outbound operation at a time");
+        if entity.full {
+            return None;
+        }
+        let held = drain.held();
+        let (length, result) = (held.len(), sys::send(entity.fd.as_raw_fd(), held));
+        let put = match result {
+            Ok(put) => put,
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {
+                entity.full = true;
+                return None;
+            }
+            Err(error) => {
+                return Some(self.fault_on(drain.to, -error.raw_os_error().unwrap_or(libc::EIO)));
+            }
+        };
+        drain.note_put(put);
+        self.stats.bytes_copied += put as u64;
+        self.note_left(drain, length - put);
+        let lease = drain.lease.take().filter(|_| put < length);
+        Some(Outcome::Drained { put, refilled: 0, lease, source: SourceNow::Open })
     }
 
     pub(super) fn first_drain(&mut self, drain: &mut Drain, key: Key) -> Step {
@@ -525,11 +604,7 @@ impl Uring {
         let Ok(put @ 1..) = usize::try_from(result) else {
             return self.failed_on(drain.to, result);
         };
-        match &mut drain.lease().store {
-            Store::Buf(buf) => buf.note_out(put),
-            Store::Ring(buf) => buf.note_out(put),
-            Store::Pipe(_) => unreachable!("a pipe is spliced"),
-        }
+        drain.note_put(put);
         self.stats.bytes_copied += put as u64;
         let left = drain.lease().len();
         self.note_left(drain, left);

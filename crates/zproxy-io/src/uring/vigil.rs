@@ -2,8 +2,8 @@
 //!
 //! A submission for every wait costs more than the wait itself. So a socket whose small fills keep
 //! waiting (a proxy_conn, a connection that is a conversation) gets one multishot poll for all of
-//! them: news are completions, and a fill that finds none is parked on the socket, with nothing of it
-//! in the kernel.
+//! them: news are completions, and a fill that finds none is a token parked on the socket, with no entry
+//! and nothing in the kernel.
 //!
 //! News are edges, as epoll's are, so a fill may be parked only when nothing is left to take. A take
 //! that got less than it had room for says so, with two exceptions:
@@ -21,9 +21,8 @@ use std::time::Duration;
 use io_uring::{cqueue, opcode};
 
 use super::Uring;
-use super::entry::{Key, Part, Places, Step, Work, user_data};
-use super::rounds::Fill;
-use crate::{Done, Fault, Outcome, Sock, sys};
+use super::entry::{Part, user_data};
+use crate::{Sock, sys};
 
 /// What a vigil is kept for. Errors and hang-up come by themselves.
 const EVENTS: u32 = (libc::POLLIN | libc::POLLRDHUP) as u32;
@@ -125,37 +124,9 @@ impl Uring {
         entity.vigil.hear(completion.result(), is_last);
         if entity.closing.is_some() {
             self.close_when_empty(sock);
-        } else {
-            self.resume(sock);
+        } else if let Some(token) = entity.parked.take() {
+            self.fill_now(token, sock);
         }
-    }
-
-    /// Goes on with a fill that is parked on a socket.
-    fn resume(&mut self, sock: Sock) {
-        let Some(key) = self.entity(sock).inbound else { return };
-        let place = self.entries.place(key);
-        if let Some(mut entry) = place.take_if(|entry| entry.is_parked())
-            && let Work::Fill(fill) = &mut entry.work
-        {
-            let step = self.copy_now(fill, key);
-            self.settle(key, entry, step);
-        }
-    }
-
-    /// Lets a fill wait on its socket.
-    pub(super) fn park(&mut self, fill: &mut Fill) -> Step {
-        fill.park();
-        Step::Park
-    }
-
-    /// Brings a parked fill home from a socket that is being closed; false when it is not parked.
-    pub(super) fn unpark(&mut self, key: Key) -> bool {
-        let place = self.entries.place(key);
-        let Some(entry) = place.take_if(|entry| entry.is_parked()) else { return false };
-        self.entries.remove(key);
-        self.leave(Places::of(&entry.work));
-        self.ready.push(Done { token: entry.token, outcome: Outcome::Failed(Fault::Cancelled) });
-        true
     }
 
     /// A take has left nothing behind, as far as it can tell: that will be looked into, if a vigil is
@@ -178,7 +149,9 @@ impl Uring {
             if entity.closing.is_none() && sys::has_unread(entity.fd.as_raw_fd()) {
                 // Whoever fills next tries.
                 entity.vigil.has_news = true;
-                self.resume(sock);
+                if let Some(token) = entity.parked.take() {
+                    self.fill_now(token, sock);
+                }
             }
         }
     }
