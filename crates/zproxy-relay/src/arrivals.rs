@@ -39,14 +39,26 @@ pub struct Board {
 }
 
 /// The open flows of one data core, by the data core on whose CPU they arrived. Only their core writes
-/// them, and shares no cache line with others.
+/// them.
 #[derive(Debug)]
-#[repr(align(128))]
-struct Row(Box<[Cell]>);
+struct Row(Box<[Cells]>);
 
-/// 16 of them are a cache line; a row is made of whole lines.
-type Cell = AtomicU32;
-const CELLS_PER_LINE: usize = 16;
+const CELLS: usize = 32;
+
+/// Two cache lines, which some CPUs fetch together; no other row has a part of them.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Cells([AtomicU32; CELLS]);
+
+impl Row {
+    fn new(cores: usize) -> Self {
+        Self((0..cores.div_ceil(CELLS)).map(|_| Cells::default()).collect())
+    }
+
+    fn of(&self, core: usize) -> &AtomicU32 {
+        &self.0[core / CELLS].0[core % CELLS]
+    }
+}
 
 impl Board {
     /// A board for data cores on these CPUs. None where there is nothing to steer: with one core, or
@@ -57,15 +69,14 @@ impl Board {
         if cpus.len() < 2 || cpus.iter().enumerate().any(is_twice) {
             return None;
         }
-        let cells = cpus.len().next_multiple_of(CELLS_PER_LINE);
-        let row = |_| Row((0..cells).map(|_| Cell::new(0)).collect());
-        Some(Arc::new(Self { cpus: cpus.into(), rows: cpus.iter().map(row).collect() }))
+        let rows = cpus.iter().map(|_| Row::new(cpus.len())).collect();
+        Some(Arc::new(Self { cpus: cpus.into(), rows }))
     }
 
     /// The fullest core's flows, if each had those that arrived on its CPU, and what all of them have.
     fn read(&self) -> (u32, u32) {
         let flows = (0..self.cpus.len()).map(|core| {
-            self.rows.iter().fold(0, |sum, row| row.0[core].load(Relaxed).wrapping_add(sum))
+            self.rows.iter().fold(0, |sum, row| row.of(core).load(Relaxed).wrapping_add(sum))
         });
         flows.fold((0, 0), |(most, all), flows| (most.max(flows), all + flows))
     }
@@ -140,7 +151,7 @@ impl Arrivals {
         self.seen.all += 1;
         self.seen.own += u64::from(place == Some(self.core));
         if let Some(place) = place {
-            board.rows[self.core].0[place].fetch_add(1, Relaxed);
+            board.rows[self.core].of(place).fetch_add(1, Relaxed);
         }
         Arrival(place.and_then(|place| u16::try_from(place).ok()))
     }
@@ -148,7 +159,7 @@ impl Arrivals {
     /// A flow has gone.
     pub fn leave(&mut self, arrival: Arrival) {
         if let (Some(board), Arrival(Some(place))) = (&self.board, arrival) {
-            board.rows[self.core].0[usize::from(place)].fetch_sub(1, Relaxed);
+            board.rows[self.core].of(usize::from(place)).fetch_sub(1, Relaxed);
         }
     }
 
