@@ -8,6 +8,15 @@ use zproxy_tests::{LocalServer, Pair, Stats, both_backends, eventually};
 /// Flows that are open when the programs are asked.
 const FLOWS: usize = 7;
 
+/// How many of so many visitors are known by where they arrived: all, where there is more than one data
+/// core to choose from. So few are never steered.
+fn expect_arrivals(stats: &Stats, visitors: usize, cores: usize) {
+    let known = if cores > 1 { visitors as u64 } else { 0 };
+    assert_eq!(stats.cores("arrived"), known);
+    assert!(stats.cores("arrived_here") <= known);
+    assert_eq!((stats.cores("steering"), stats.cores("steerings")), (0, 0));
+}
+
 both_backends! {
     /// Asked in mid-service, gateway and client tell exactly the flows there are and go on serving;
     /// when the flows have ended, every socket that is open is accounted for and nothing is on lease.
@@ -20,7 +29,9 @@ both_backends! {
         for (flow, byte) in flows.iter().zip(0..) {
             echo_once(flow, byte).expect("an echo");
         }
-        assert_eq!(Stats::of(&mut gateway, threads).cores("publics"), FLOWS as u64);
+        let stats = Stats::of(&mut gateway, threads);
+        assert_eq!(stats.cores("publics"), FLOWS as u64);
+        expect_arrivals(&stats, FLOWS, world.cores_count());
         assert_eq!(Stats::of(&mut client, threads).cores("flows"), FLOWS as u64);
         for flow in &flows {
             echo_once(flow, 9).expect("an echo afterwards");
@@ -42,6 +53,17 @@ both_backends! {
         });
         let stats = Stats::of(&mut gateway, threads);
         assert_eq!((stats.control("doors"), stats.control("sessions")), (2, 1));
+    }
+
+    /// Told never to steer, a gateway does not ask where visitors arrive.
+    fn nobody_asks_where_visitors_arrive(world) {
+        let local = LocalServer::echo();
+        let mut gateway = world.gateway().args(["--steer", "never"]).start();
+        let client = world.client(&gateway).local(&local.name()).start();
+        let flow = connect(client.public());
+        echo_once(&flow, 1).expect("an echo");
+        let stats = Stats::of(&mut gateway, world.cores_count() + 1);
+        assert_eq!((stats.cores("publics"), stats.cores("arrived")), (1, 0));
     }
 
     /// The laws that hold at rest are broken by a flow that is open, and by nothing else.
@@ -71,6 +93,7 @@ both_backends! {
         let stats = Stats::of(&mut forward, world.cores_count());
         assert_eq!(stats.cores("flows"), 1);
         assert_eq!(stats.cores("listeners"), world.cores_count() as u64);
+        expect_arrivals(&stats, 1, world.cores_count());
         echo_once(&flow, 2).expect("an echo afterwards");
     }
 }

@@ -1,5 +1,6 @@
-//! When the public listeners accept, and what they prefer. They pause while descriptors are short, and while so many
-//! visitors of a session wait for proxy_conns that further ones had better wait in the kernel.
+//! When the public listeners accept, and what they prefer. They pause while descriptors are short, and
+//! while so many visitors of a session wait for proxy_conns that further ones had better wait in the
+//! kernel.
 
 use std::time::Duration;
 
