@@ -178,7 +178,8 @@ impl Arrivals {
             return false;
         }
         let patience = if self.seen.is_steering { PATIENCE } else { 1.0 };
-        let is_steering = !is_stale && self.most <= self.bound * patience;
+        let is_even = self.most > 0.0 && self.most <= self.bound * patience;
+        let is_steering = is_even && !is_stale;
         (self.decided_at, self.readings, self.most, self.bound) = (now, 0, 0.0, 0.0);
         let was_steering = std::mem::replace(&mut self.seen.is_steering, is_steering);
         self.seen.steerings += u64::from(is_steering && !was_steering);
@@ -366,6 +367,11 @@ mod tests {
             cores.arrive(if number % 2 == 0 { 7 } else { 0 }, 32);
         }
         assert_eq!(cores.steering(), 0);
+        let mut cores = Cores::new(&[0, 1]);
+        for _ in 0..2_000 {
+            cores.arrive(7, 32);
+            assert_eq!(cores.steering(), 0, "there is nothing to prefer");
+        }
         assert_eq!(cores.cores[0].enter(|| None), Arrival(None));
     }
 
