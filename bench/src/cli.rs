@@ -73,8 +73,8 @@ pub(crate) struct RunFlags {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) load_placement: Placement,
 
-    /// Threads of the load generator per kind of client, and of the service [default: for small
-    /// messages one per CPU if they are spread; otherwise half as many as CPUs]
+    /// Threads of the load generator per kind of client, and of the service, all floating [default:
+    /// for small messages one per CPU if they are spread; otherwise half as many as CPUs]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) load_threads: Option<u16>,
 

@@ -35,7 +35,8 @@ impl Placement {
 pub(crate) struct Crew {
     /// The CPUs that the load generator may use.
     cpus: Vec<usize>,
-    /// As many for everything, when somebody asked for that.
+    /// As many for everything, when somebody asked for that. They float: there may be few of them for
+    /// many CPUs, and client and service had better not share one then.
     threads: Option<usize>,
     placement: Placement,
 }
@@ -51,36 +52,34 @@ impl Crew {
 
     /// The threads of the service that answer small messages.
     pub(crate) fn fronts(&self) -> Vec<Place> {
-        let count = match self.placement {
-            Placement::Spread => self.cpus.len(),
-            Placement::Float => self.few(),
-        };
-        self.places(self.threads.unwrap_or(count), self.placement == Placement::Spread)
+        if self.is_spread() { self.one_per_cpu() } else { vec![None; self.few()] }
     }
 
     /// Threads of the service for bulk.
     pub(crate) fn movers(&self) -> usize {
-        self.threads.unwrap_or_else(|| self.few())
+        self.few()
     }
 
     /// The threads of a group of clients.
     pub(crate) fn clients(&self, group: &Group) -> Vec<Place> {
         let is_small = matches!(group.role, Role::Echo { .. } | Role::Ask);
-        let is_spread =
-            self.placement == Placement::Spread && is_small && group.conns >= self.cpus.len();
-        let count = if is_spread { self.cpus.len() } else { self.few() };
-        let count = self.threads.unwrap_or(count);
-        self.places(count.clamp(1, group.conns.max(1)), is_spread)
+        if self.is_spread() && is_small && group.conns >= self.cpus.len() {
+            return self.one_per_cpu();
+        }
+        vec![None; self.few().clamp(1, group.conns.max(1))]
     }
 
-    /// Half as many as CPUs: the relay needs the rest.
+    fn is_spread(&self) -> bool {
+        self.placement == Placement::Spread && self.threads.is_none()
+    }
+
+    fn one_per_cpu(&self) -> Vec<Place> {
+        self.cpus.iter().copied().map(Some).collect()
+    }
+
+    /// Half as many as CPUs, if nobody chose: the relay needs the rest.
     fn few(&self) -> usize {
-        (self.cpus.len() / 2).max(1)
-    }
-
-    fn places(&self, count: usize, is_spread: bool) -> Vec<Place> {
-        let cpus = self.cpus.iter().cycle().take(count);
-        cpus.map(|cpu| is_spread.then_some(*cpu)).collect()
+        self.threads.unwrap_or((self.cpus.len() / 2).max(1))
     }
 }
 
@@ -117,8 +116,8 @@ mod tests {
         let one = crew(Some(1), Placement::Float);
         assert_eq!((one.fronts(), one.movers()), (vec![None], 1));
         let five = crew(Some(5), Placement::Spread);
-        assert_eq!(five.fronts(), [Some(2), Some(3), Some(6), Some(7), Some(2)]);
-        assert_eq!(five.clients(&Group { role: ECHO, conns: 4 }).len(), 4);
+        assert_eq!((five.fronts(), five.movers()), (vec![None; 5], 5));
+        assert_eq!(five.clients(&Group { role: ECHO, conns: 4 }), [None; 4]);
         assert_eq!(five.clients(&Group { role: Role::Hold, conns: 0 }), [None]);
     }
 }
