@@ -44,6 +44,8 @@ struct End {
     /// Of the current flow.
     sent: u64,
     source_ended: bool,
+    /// The source has ended, but not all of its bytes are sent.
+    ends_behind: Option<u64>,
     taken: u64,
     delivered: u64,
     /// In-band things on their way to this end.
@@ -63,6 +65,7 @@ impl End {
             machine: ProxyConn::new(role, Reach::Up),
             sent: 0,
             source_ended: false,
+            ends_behind: None,
             taken: 0,
             delivered: 0,
             in_band: VecDeque::new(),
@@ -83,6 +86,7 @@ impl End {
 
     fn begin(&mut self) {
         (self.sent, self.source_ended, self.taken, self.delivered) = (0, false, 0, 0);
+        self.ends_behind = None;
     }
 }
 
@@ -141,19 +145,34 @@ impl World {
 
     fn source_sends(&mut self, side: usize, count: u64) {
         let Mode::Data(flow) = self.ends[side].machine.mode() else { return };
-        if !self.ends[side].source_ended && count > 0 {
-            self.ends[side].sent += count;
+        let end = &mut self.ends[side];
+        let left = end.ends_behind.map_or(u64::MAX, |total| total - end.sent);
+        let count = count.min(left);
+        if (!end.source_ended || end.ends_behind.is_some()) && count > 0 {
+            end.sent += count;
             self.put(side, InBand::Bytes(flow, count));
         }
     }
 
-    fn source_ends(&mut self, side: usize) {
+    /// The source ends, `behind` bytes before the last of it is sent; or they are, if it has ended.
+    fn source_ends(&mut self, side: usize, behind: u64) {
         let Mode::Data(flow) = self.ends[side].machine.mode() else { return };
         let end = &mut self.ends[side];
         if !std::mem::replace(&mut end.source_ended, true) {
-            let sent = end.sent;
-            self.flows[index(flow)].ended_at[side] = Some(sent);
-            self.feed(side, Happening::OwnEnd(sent));
+            let total = end.sent + behind;
+            self.flows[index(flow)].ended_at[side] = Some(total);
+            if behind == 0 {
+                return self.feed(side, Happening::OwnEnd(total));
+            }
+            end.ends_behind = Some(total);
+            self.feed(side, Happening::OwnEnding(total));
+        } else if let Some(total) = end.ends_behind {
+            self.source_sends(side, u64::MAX);
+            // A reset may have come of it.
+            if self.ends[side].is_in_data() {
+                self.ends[side].ends_behind = None;
+                self.feed(side, Happening::OwnEnd(total));
+            }
         }
     }
 
@@ -371,7 +390,7 @@ impl World {
                     self.take_frame(side);
                 }
                 self.sink_takes(side, u64::MAX);
-                self.source_ends(side);
+                self.source_ends(side, 0);
             }
             self.come_back();
         }
@@ -411,8 +430,9 @@ pub fn proxy_conn(bytes: &[u8]) {
         let side = usize::from(kind & 1);
         match kind >> 1 & 15 {
             0 | 1 => world.bind(),
-            2 => world.source_sends(side, count(&mut input)),
-            3 => world.source_ends(side),
+            2 if kind & 0x20 == 0 => world.source_sends(side, count(&mut input)),
+            2 => world.source_ends(side, count(&mut input)),
+            3 => world.source_ends(side, 0),
             4..=6 => world.take_in_band(side, count(&mut input).max(1)),
             7 | 8 => world.take_frame(side),
             9 | 10 => world.sink_takes(side, count(&mut input)),
@@ -454,10 +474,17 @@ struct Owner {
     taken: u64,
     delivered: u64,
     out_ended: bool,
+    /// The source has ended behind so many bytes, of which the last are on their way.
+    ends_behind: Option<u64>,
     inbound_open: bool,
 }
 
 impl Owner {
+    /// Whether nothing has come from the own source yet, as far as anybody was told.
+    fn is_silent(&self) -> bool {
+        !self.out_ended && self.ends_behind.is_none()
+    }
+
     /// What happens, if it can at this moment: the owner is honest, so only its own part is bound to
     /// what was before.
     fn happening(&mut self, kind: u8, count: u64, other: bool) -> Option<Happening> {
@@ -468,6 +495,7 @@ impl Owner {
             0 if self.machine.mode() == Mode::Idle => {
                 self.serial += 1;
                 (self.taken, self.delivered, self.out_ended) = (0, 0, false);
+                self.ends_behind = None;
                 self.inbound_open = true;
                 let flow = FlowId::new(0, self.serial);
                 match self.role {
@@ -475,9 +503,13 @@ impl Owner {
                     Role::Client => Happening::Start(flow),
                 }
             }
+            1 if in_data && !self.out_ended && other && self.ends_behind.is_none() => {
+                self.ends_behind = Some(count);
+                Happening::OwnEnding(count)
+            }
             1 if in_data && !self.out_ended => {
                 self.out_ended = true;
-                Happening::OwnEnd(count)
+                Happening::OwnEnd(self.ends_behind.unwrap_or(count))
             }
             2 if self.inbound_open => {
                 self.taken = self.taken.saturating_add(count);
@@ -492,7 +524,11 @@ impl Owner {
                 Happening::InBandEof
             }
             5 => Happening::OwnFailed,
-            6 if self.role == Role::Client && in_data && self.delivered == 0 && !self.out_ended => {
+            6 if self.role == Role::Client
+                && in_data
+                && self.delivered == 0
+                && self.is_silent() =>
+            {
                 Happening::StartFailed(AbortCode::Refused)
             }
             7 => Happening::PeerFin(flow, count),
@@ -521,6 +557,7 @@ pub fn proxy_conn_liar(bytes: &[u8]) {
         taken: 0,
         delivered: 0,
         out_ended: false,
+        ends_behind: None,
         inbound_open: true,
     };
     let mut ended = 0;

@@ -39,6 +39,9 @@ pub enum Input {
     Start(FlowId),
     /// Client: the flow cannot be served (no such tunnel, the dial failed).
     StartFailed(AbortCode),
+    /// The own source (public or local conn) has ended behind `0` bytes, of which the last are on their
+    /// way into the proxy_conn. [`Input::OwnEnd`] follows when they are there. May be left out.
+    OwnEnding(u64),
     /// The own source (public or local conn) has ended; all `0` bytes of it are in the proxy_conn.
     OwnEnd(u64),
     /// The own public or local conn failed.
@@ -234,6 +237,12 @@ struct Data {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Outbound {
     Open,
+    /// A `Fin` with this count has gone ahead of the last bytes. Once the lane is lost, so may the `Fin`
+    /// be, and a FIN has to say it again.
+    Ahead {
+        bytes: u64,
+        is_lost: bool,
+    },
     /// Ended by a `Fin` with this count.
     Announced(u64),
     /// Ended by a FIN.
@@ -263,6 +272,12 @@ enum Release {
     Done,
 }
 
+impl Outbound {
+    fn is_over(self) -> bool {
+        matches!(self, Self::Announced(_) | Self::InBand)
+    }
+}
+
 impl Inbound {
     fn is_over(&self) -> bool {
         match self.end {
@@ -279,7 +294,7 @@ impl Data {
     }
 
     fn is_over(&self) -> bool {
-        self.out != Outbound::Open && self.inbound.is_over()
+        self.out.is_over() && self.inbound.is_over()
     }
 
     fn used_in_band(&self) -> bool {
@@ -311,8 +326,20 @@ impl ProxyConn {
     #[must_use]
     pub fn is_half_closed(&self) -> bool {
         match &self.state {
-            State::Data(data) => (data.out != Outbound::Open) != data.inbound.is_over(),
+            State::Data(data) => data.out.is_over() != data.inbound.is_over(),
             _ => false,
+        }
+    }
+
+    /// Behind how many bytes of the current flow the peer has announced its end.
+    #[must_use]
+    pub fn announced(&self) -> Option<u64> {
+        match &self.state {
+            State::Data(Data {
+                inbound: Inbound { end: InboundEnd::Announced(bytes), .. },
+                ..
+            }) => Some(*bytes),
+            _ => None,
         }
     }
 
@@ -380,9 +407,10 @@ impl ProxyConn {
             // Idle proxy_conns outlive the lane: `Start` travels in-band.
             Input::LaneLost | Input::LaneBack => {}
             Input::OwnFailed => actions.push(Action::Ignored(Ignored::NoFlow)),
-            Input::StartFailed(_) | Input::OwnEnd(_) | Input::Delivered(_) => {
-                unreachable!("{input:?} without a flow")
-            }
+            Input::StartFailed(_)
+            | Input::OwnEnding(_)
+            | Input::OwnEnd(_)
+            | Input::Delivered(_) => unreachable!("{input:?} without a flow"),
         }
     }
 
@@ -402,6 +430,7 @@ impl ProxyConn {
     fn on_data(&mut self, input: Input, actions: &mut Actions) {
         let State::Data(data) = &mut self.state else { unreachable!("dispatched by state") };
         match input {
+            Input::OwnEnding(bytes) => self.on_own_ending(bytes, actions),
             Input::OwnEnd(bytes) => self.on_own_end(bytes, actions),
             Input::Taken(total) => self.on_taken(total, actions),
             Input::Delivered(total) => self.on_delivered(total, actions),
@@ -432,20 +461,42 @@ impl ProxyConn {
         }
     }
 
-    fn on_own_end(&mut self, bytes: u64, actions: &mut Actions) {
-        let reach = self.reach;
+    /// The peer may hear of the end before it has the last bytes, and so can pass both on together.
+    fn on_own_ending(&mut self, bytes: u64, actions: &mut Actions) {
+        let is_told = self.is_end_told_by_frame();
         let data = self.data();
         assert_eq!(data.out, Outbound::Open, "a source ends once");
-        // Once one direction has ended in-band the proxy_conn is not used again, so a frame would
-        // win nothing.
-        if reach == Reach::Lost || data.used_in_band() {
-            data.out = Outbound::InBand;
-            actions.push(Action::ShutdownProxyWrite);
-        } else {
-            data.out = Outbound::Announced(bytes);
+        if is_told {
+            data.out = Outbound::Ahead { bytes, is_lost: false };
             actions.push(Action::SendFin { flow: data.flow, bytes });
         }
+    }
+
+    fn on_own_end(&mut self, bytes: u64, actions: &mut Actions) {
+        let is_told = self.is_end_told_by_frame();
+        let data = self.data();
+        data.out = match data.out {
+            Outbound::Open if is_told => {
+                actions.push(Action::SendFin { flow: data.flow, bytes });
+                Outbound::Announced(bytes)
+            }
+            Outbound::Ahead { bytes: told, is_lost: false } => {
+                assert_eq!(told, bytes, "no byte comes behind the last");
+                Outbound::Announced(bytes)
+            }
+            Outbound::Open | Outbound::Ahead { is_lost: true, .. } => {
+                actions.push(Action::ShutdownProxyWrite);
+                Outbound::InBand
+            }
+            Outbound::Announced(_) | Outbound::InBand => panic!("a source ends once"),
+        };
         self.end_if_over(actions);
+    }
+
+    /// Once one direction has ended in-band the proxy_conn is not used again, so a frame would win
+    /// nothing.
+    fn is_end_told_by_frame(&mut self) -> bool {
+        self.reach == Reach::Up && !self.data().used_in_band()
     }
 
     fn on_taken(&mut self, total: u64, actions: &mut Actions) {
@@ -520,9 +571,14 @@ impl ProxyConn {
     fn on_lane_lost(&mut self, actions: &mut Actions) {
         let data = self.data();
         // A release proves that the client has heard of the end.
-        if matches!(data.out, Outbound::Announced(_)) && data.release == Release::Awaited {
-            data.out = Outbound::InBand;
-            actions.push(Action::ShutdownProxyWrite);
+        match &mut data.out {
+            _ if data.release == Release::Done => {}
+            Outbound::Ahead { is_lost, .. } => *is_lost = true,
+            Outbound::Announced(_) => {
+                data.out = Outbound::InBand;
+                actions.push(Action::ShutdownProxyWrite);
+            }
+            Outbound::Open | Outbound::InBand => {}
         }
     }
 
@@ -585,6 +641,7 @@ impl ProxyConn {
             Input::Bind(_)
             | Input::Start(_)
             | Input::StartFailed(_)
+            | Input::OwnEnding(_)
             | Input::OwnEnd(_)
             | Input::Delivered(_) => unreachable!("{input:?} while settling"),
         }
@@ -609,6 +666,7 @@ impl ProxyConn {
             Input::Bind(_)
             | Input::Start(_)
             | Input::StartFailed(_)
+            | Input::OwnEnding(_)
             | Input::OwnEnd(_)
             | Input::Delivered(_) => unreachable!("{input:?} while aborting"),
         }

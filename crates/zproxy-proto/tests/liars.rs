@@ -124,10 +124,17 @@ struct Owner {
     taken: u64,
     delivered: u64,
     out_ended: bool,
+    /// The source has ended behind so many bytes, of which the last are on their way.
+    ends_behind: Option<u64>,
     inbound_open: bool,
 }
 
 impl Owner {
+    /// Whether nothing has come from the own source yet, as far as anybody was told.
+    fn is_silent(&self) -> bool {
+        !self.out_ended && self.ends_behind.is_none()
+    }
+
     fn new(role: Role) -> Self {
         Self {
             machine: ProxyConn::new(role, Reach::Up),
@@ -136,6 +143,7 @@ impl Owner {
             taken: 0,
             delivered: 0,
             out_ended: false,
+            ends_behind: None,
             inbound_open: true,
         }
     }
@@ -147,13 +155,18 @@ impl Owner {
             0 if self.machine.mode() == Mode::Idle => {
                 self.serial += 1;
                 (self.taken, self.delivered, self.out_ended) = (0, 0, false);
+                self.ends_behind = None;
                 self.inbound_open = true;
                 let flow = FlowId::new(0, self.serial);
                 if self.role == Role::Gateway { Input::Bind(flow) } else { Input::Start(flow) }
             }
+            1 if in_data && !self.out_ended && other && self.ends_behind.is_none() => {
+                self.ends_behind = Some(n);
+                Input::OwnEnding(n)
+            }
             1 if in_data && !self.out_ended => {
                 self.out_ended = true;
-                Input::OwnEnd(n)
+                Input::OwnEnd(self.ends_behind.unwrap_or(n))
             }
             2 if self.inbound_open => {
                 self.taken += n;
@@ -168,7 +181,11 @@ impl Owner {
                 Input::InBandEof
             }
             5 => Input::OwnFailed,
-            6 if self.role == Role::Client && in_data && self.delivered == 0 && !self.out_ended => {
+            6 if self.role == Role::Client
+                && in_data
+                && self.delivered == 0
+                && self.is_silent() =>
+            {
                 Input::StartFailed(AbortCode::Refused)
             }
             7 | 8 => Input::PeerFin(flow, self.taken.saturating_sub(2) + n),

@@ -43,6 +43,8 @@ struct End {
     /// Of the current flow.
     sent: u64,
     source_ended: bool,
+    /// The source has ended, but not all of its bytes are sent.
+    ends_behind: Option<u64>,
     taken: u64,
     delivered: u64,
     /// In-band things on their way to this end.
@@ -62,6 +64,7 @@ impl End {
             machine: ProxyConn::new(role, Reach::Up),
             sent: 0,
             source_ended: false,
+            ends_behind: None,
             taken: 0,
             delivered: 0,
             in_band: VecDeque::new(),
@@ -88,6 +91,7 @@ impl End {
 
     fn begin(&mut self) {
         (self.sent, self.source_ended, self.taken, self.delivered) = (0, false, 0, 0);
+        self.ends_behind = None;
     }
 }
 
@@ -220,6 +224,26 @@ impl Explorer {
                 world.ends[side].source_ended = true;
                 world.flows[flow_index(flow)].ended_at[side] = Some(sent);
                 explorer.feed(world, side, Input::OwnEnd(sent));
+            }));
+            if world.ends[side].sent < self.scope.bytes_each {
+                next.push(self.with(world, |explorer, world| {
+                    let total = world.ends[side].sent + 1;
+                    world.ends[side].source_ended = true;
+                    world.ends[side].ends_behind = Some(total);
+                    world.flows[flow_index(flow)].ended_at[side] = Some(total);
+                    explorer.feed(world, side, Input::OwnEnding(total));
+                }));
+            }
+        }
+        if let Some(total) = world.ends[side].ends_behind {
+            next.push(self.with(world, |explorer, world| {
+                if world.ends[side].sent < total {
+                    world.ends[side].sent += 1;
+                    explorer.put(world, side, InBand::Byte(flow));
+                } else {
+                    world.ends[side].ends_behind = None;
+                    explorer.feed(world, side, Input::OwnEnd(total));
+                }
             }));
         }
         if world.failures_left > 0 {

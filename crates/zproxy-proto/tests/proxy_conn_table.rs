@@ -27,12 +27,21 @@ const fn client(name: &'static str, path: &'static [Input]) -> State {
     State { name, role: Role::Client, path }
 }
 
-use Input::{Bind, Delivered, InBandEof, LaneLost, OwnEnd, PeerFin, PeerReleased, Start, Taken};
+use Input::{
+    Bind, Delivered, InBandEof, LaneBack, LaneLost, OwnEnd, OwnEnding, PeerFin, PeerReleased,
+    Start, Taken,
+};
 
 const STATES: &[State] = &[
     gateway("idle", &[]),
     gateway("data, 2 of 3 bytes delivered", &[Bind(FLOW), Taken(3), Delivered(2)]),
     gateway("data, out ended", &[Bind(FLOW), OwnEnd(9)]),
+    gateway("data, out ending", &[Bind(FLOW), OwnEnding(9)]),
+    gateway(
+        "data, out ending, all delivered, released",
+        &[Bind(FLOW), OwnEnding(9), Taken(3), Delivered(3), PeerFin(FLOW, 3), PeerReleased(FLOW)],
+    ),
+    gateway("data, out ending, lane lost", &[Bind(FLOW), OwnEnding(9), LaneLost]),
     gateway("data, 4 bytes announced, 3 taken", &[Bind(FLOW), Taken(3), PeerFin(FLOW, 4)]),
     gateway(
         "data, out ended, 4 bytes announced, 4 taken, 3 delivered",
@@ -52,6 +61,11 @@ const STATES: &[State] = &[
     client("idle, after a flow", &[Start(OTHER), OwnEnd(0), PeerFin(OTHER, 0)]),
     client("data, 2 of 3 bytes delivered", &[Start(FLOW), Taken(3), Delivered(2)]),
     client("data, out ended", &[Start(FLOW), OwnEnd(9)]),
+    client("data, out ending", &[Start(FLOW), OwnEnding(9)]),
+    client(
+        "data, out ending, lane lost and back",
+        &[Start(FLOW), OwnEnding(9), LaneLost, LaneBack],
+    ),
     client("data, 4 bytes announced, 4 taken", &[Start(FLOW), Taken(4), PeerFin(FLOW, 4)]),
     client(
         "data, out ended, 4 bytes announced, 4 taken, 3 delivered",
@@ -66,6 +80,7 @@ const INPUTS: &[Input] = &[
     Bind(FLOW),
     Start(FLOW),
     Input::StartFailed(AbortCode::Refused),
+    OwnEnding(9),
     OwnEnd(9),
     Input::OwnFailed,
     Taken(4),
@@ -83,7 +98,7 @@ const INPUTS: &[Input] = &[
     Input::PeerAbort(FLOW, AbortCode::Timeout),
     Input::PeerAbort(OTHER, AbortCode::Timeout),
     LaneLost,
-    Input::LaneBack,
+    LaneBack,
     Input::Deadline,
     Input::Garbage,
     Input::Retire,
