@@ -34,15 +34,16 @@ impl BufPool {
 #[derive(Debug)]
 pub(crate) struct Buf {
     bytes: Box<[u8]>,
-    start: usize,
-    end: usize,
+    // Small, because every flow has room for two of these.
+    start: u32,
+    end: u32,
     pool: Rc<BufPool>,
 }
 
 impl Buf {
     /// The bytes that wait to be put.
     pub(crate) fn held(&self) -> &[u8] {
-        &self.bytes[self.start..self.end]
+        &self.bytes[self.start as usize..self.end as usize]
     }
 
     /// All of the buffer, to be filled from the start. Only for an empty one.
@@ -57,13 +58,13 @@ impl Buf {
     pub(crate) fn note_in(&mut self, count: usize) {
         assert!(self.start == self.end && count <= self.bytes.len());
         self.start = 0;
-        self.end = count;
+        self.end = count as u32;
     }
 
     /// Records that the first `count` bytes of [`Self::held`] have left.
     pub(crate) fn note_out(&mut self, count: usize) {
-        assert!(count <= self.end - self.start, "more bytes left the buffer than went in");
-        self.start += count;
+        assert!(count <= self.held().len(), "more bytes left the buffer than went in");
+        self.start += count as u32;
     }
 }
 

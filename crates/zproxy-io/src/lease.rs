@@ -13,6 +13,8 @@ use crate::uring::RingBuf;
 #[derive(Debug)]
 pub struct Lease {
     pub(crate) store: Store,
+    /// The stream ends behind these bytes.
+    has_end: bool,
 }
 
 /// Where the bytes of a lease are.
@@ -28,7 +30,25 @@ pub(crate) enum Store {
 
 impl Lease {
     pub(crate) fn new(store: Store) -> Self {
-        Self { store }
+        Self { store, has_end: false }
+    }
+
+    /// The stream ends behind the bytes of this lease. What a fill brings home may say so of its source,
+    /// where that is known without waiting; the next fill would say it in any case. Given to
+    /// [`crate::Op::Drain`], it ends the sink behind the last byte.
+    pub fn add_end(&mut self) {
+        self.has_end = true;
+    }
+
+    /// Takes the end off the bytes, and tells whether there was one.
+    pub fn take_end(&mut self) -> bool {
+        std::mem::take(&mut self.has_end)
+    }
+
+    /// Whether the stream ends behind the bytes.
+    #[must_use]
+    pub fn has_end(&self) -> bool {
+        self.has_end
     }
 
     /// Bytes that wait to be put.

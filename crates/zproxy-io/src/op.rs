@@ -53,7 +53,8 @@ pub enum Op {
     /// Wait until the connection has failed or both directions have ended: [`Outcome::Hangup`].
     /// No bytes move and a mere FIN of the peer does not complete it.
     Watch { sock: Sock },
-    /// Wait for bytes and take some into a fresh lease: [`Outcome::Filled`], or [`Outcome::Eof`].
+    /// Wait for bytes and take some into a fresh lease: [`Outcome::Filled`], or [`Outcome::Eof`]. The
+    /// lease may know that the stream has ended behind its bytes ([`Lease::has_end`]).
     /// While it waits, no pipe and no buffer is held.
     Fill { from: Sock },
     /// Put bytes of `lease` into `to`. Ends when it put at least one: [`Outcome::Drained`]. When it
@@ -61,6 +62,9 @@ pub enum Op {
     /// waiting, so that one operation is a whole round. Naming a source says that it will be filled
     /// again, and a driver may begin that early: until a `Fill` of it has come home, no other inbound
     /// operation is asked of it and it is not released. Closing it is always possible.
+    /// When the lease has an end ([`Lease::add_end`]) and all of it was put, the outbound direction of
+    /// `to` has ended as by [`crate::Driver::shutdown_write`]: the last bytes and the FIN can be one
+    /// packet, which wakes the peer once. Such a drain names no source.
     Drain { lease: Lease, to: Sock, refill: Option<Sock> },
     /// Close the socket: [`Outcome::Closed`]. May be submitted at any time; every other operation
     /// in flight on the socket comes home first (with its result, or failed with

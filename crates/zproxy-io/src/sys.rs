@@ -117,8 +117,27 @@ pub(crate) fn has_unread(fd: RawFd) -> bool {
     result == 0 && count > 0
 }
 
+/// Whether the stream has ended and every byte of it was taken. An error that the connection has is told
+/// here and never again.
+pub(crate) fn is_at_end(fd: RawFd) -> io::Result<bool> {
+    match recv(fd, &mut [0], libc::MSG_PEEK | libc::MSG_DONTWAIT) {
+        Ok(count) => Ok(count == 0),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 pub(crate) fn send(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    send_with(fd, bytes, 0)
+}
+
+/// As [`send`], of bytes behind which something follows at once: the last, short packet waits for it.
+pub(crate) fn send_more(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
+    send_with(fd, bytes, libc::MSG_MORE)
+}
+
+fn send_with(fd: RawFd, bytes: &[u8], flags: libc::c_int) -> io::Result<usize> {
+    let flags = flags | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: `bytes` is readable for its length and the kernel keeps no pointer after return.
     check_count(unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) })
 }

@@ -150,6 +150,14 @@ impl Entry {
         Woken { inbound, outbound, watch }
     }
 
+    /// Ends the outbound direction, if it has not ended.
+    pub(super) fn shutdown_write(&mut self) {
+        if !std::mem::replace(&mut self.has_shut, true) {
+            // By contract a failure is reported by the operations in flight.
+            let _ = sys::shutdown_write(self.raw());
+        }
+    }
+
     /// Records a failure of the connection and tells what to report: the first one.
     pub(super) fn fail(&mut self, fault: Fault) -> Fault {
         if fault.is_shortage() {

@@ -294,9 +294,7 @@ impl Driver for Epoll {
 
     fn shutdown_write(&mut self, sock: Sock) {
         if let Some(entry) = self.socks.get_mut(sock) {
-            entry.has_shut = true;
-            // By contract a failure is reported by the operations in flight.
-            let _ = sys::shutdown_write(entry.raw());
+            entry.shutdown_write();
         }
     }
 

@@ -94,12 +94,30 @@ fn copy_in(source: &mut Entry, mut buf: Buf) -> Taken {
             Received::Count(count) => {
                 source.policy.note_copied(count, size);
                 buf.note_in(count);
-                return Taken::Bytes(Lease::new(Store::Buf(buf)));
+                let mut lease = Lease::new(Store::Buf(buf));
+                if count < size && is_at_end(source) {
+                    lease.add_end();
+                }
+                return Taken::Bytes(lease);
             }
             Received::Again => {}
             Received::Empty => return Taken::Empty,
             Received::Eof => return Taken::Eof,
             Received::Failed(fault) => return Taken::Failed(fault),
+        }
+    }
+}
+
+/// Whether the stream was announced to end and has nothing left, so that the end is known at once.
+fn is_at_end(source: &mut Entry) -> bool {
+    if !source.ready.read_ended || source.ready.urgent {
+        return false;
+    }
+    match sys::is_at_end(source.raw()) {
+        Ok(is_at_end) => is_at_end && source.known_fault().is_none(),
+        Err(error) => {
+            source.fail(Fault::from_io(&error));
+            false
         }
     }
 }
@@ -156,6 +174,7 @@ pub(super) fn put(sink: &mut Entry, lease: &mut Lease) -> Put {
         // The exact count: naming more would make the kernel hold back the last segments, waiting
         // for bytes that are not in the pipe.
         Store::Pipe(pipe) => sys::splice(pipe.read_end(), fd, held),
+        Store::Buf(buf) if lease.has_end() => sys::send_more(fd, buf.held()),
         Store::Buf(buf) => sys::send(fd, buf.held()),
         Store::Ring(buf) => sys::send(fd, buf.held()),
     });

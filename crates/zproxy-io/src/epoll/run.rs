@@ -189,6 +189,9 @@ impl Epoll {
             return Step::Home(Outcome::Drained { put, refilled: 0, lease, source });
         }
         self.stats.rounds_full += 1;
+        if lease.has_end() {
+            self.entry(sink).shutdown_write();
+        }
         let taken = match refill {
             Some(source) => {
                 let source = self.socks.get_mut(source).expect("a lent source is not closed");

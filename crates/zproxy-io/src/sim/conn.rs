@@ -213,6 +213,12 @@ impl Kernel {
         (end.recv.len(), end.fin_seen || end.fault.is_some())
     }
 
+    /// Whether the peer has ended its direction and every byte of it was read.
+    pub(super) fn is_at_end(&mut self, (conn, side): (ConnId, usize)) -> bool {
+        let end = &mut self.conn(conn).ends[side];
+        end.recv.is_empty() && end.fin_seen && end.fault.is_none()
+    }
+
     pub(super) fn write(&mut self, (conn, side): (ConnId, usize), bytes: &[u8]) -> Write {
         let end = &mut self.conn(conn).ends[side];
         if let Some(fault) = end.fault {

@@ -25,6 +25,8 @@ pub(super) struct Ops {
     /// The sink whose `Drain` refills from here and so occupies the inbound place.
     lent_to: Option<SockId>,
     close: Option<(Token, Ending)>,
+    /// The outbound direction was ended from here.
+    has_shut: bool,
     /// It is in its driver's list.
     is_listed: bool,
 }
@@ -238,15 +240,22 @@ impl Kernel {
     }
 
     pub(super) fn shutdown_write(&mut self, driver: usize, sock: Sock) {
+        if let Some(id) = self.id(driver, sock) {
+            self.end_outbound(driver, id);
+        }
+    }
+
+    fn end_outbound(&mut self, driver: usize, id: SockId) {
+        if std::mem::replace(&mut self.sock(id).ops.has_shut, true) {
+            return;
+        }
         let process = self.drivers[driver].process;
         let Self { processes, random, .. } = self;
         let sabotage = processes[process].sabotage.as_ref();
         if sabotage.is_some_and(|it| it.forgets_fin(random)) {
             return self.count("sabotage");
         }
-        if let Some(id) = self.id(driver, sock)
-            && let Some(stream) = self.stream(id)
-        {
+        if let Some(stream) = self.stream(id) {
             self.shut(stream);
         }
     }
@@ -492,6 +501,10 @@ impl Kernel {
             return Ok(Outcome::Drained { put, refilled: 0, lease, source });
         }
         self.drivers[driver].stats.rounds_full += 1;
+        if lease.has_end() {
+            self.count("end_with_bytes");
+            self.end_outbound(driver, id);
+        }
         let process = self.drivers[driver].process;
         let Self { processes, random, .. } = self;
         let sabotage = processes[process].sabotage.as_ref();
@@ -554,7 +567,13 @@ impl Kernel {
                 if count < there {
                     self.count("short_fill");
                 }
-                Taken::Bytes(Lease::new(Store::Buf(buf)))
+                let mut lease = Lease::new(Store::Buf(buf));
+                // The end may be known with the last bytes, or be told of by the next fill.
+                if self.is_at_end(stream) && self.random.chance(700) {
+                    self.count("end_known");
+                    lease.add_end();
+                }
+                Taken::Bytes(lease)
             }
             Read::Empty => Taken::Empty,
             Read::Eof => Taken::Eof,

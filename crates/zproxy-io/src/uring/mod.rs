@@ -45,7 +45,7 @@ use entry::{
 };
 use group::Group;
 use ring::{Queues, Ring};
-use rounds::Drain;
+use rounds::{Drain, Spare};
 use vigil::{Doubts, Vigil};
 
 /// Results of one turn; more completions wait for the next one.
@@ -60,6 +60,10 @@ pub struct Uring {
     socks: Table<Entity>,
     entries: Entries,
     ready: Vec<Done>,
+    /// Submissions that go to the kernel behind all others of their turn.
+    last: Vec<squeue::Entry>,
+    /// What drains that waited were kept in.
+    spare: Spare,
     bell: Doorbell,
     pipes: Rc<PipePool>,
     bufs: Rc<BufPool>,
@@ -131,6 +135,8 @@ impl Uring {
             socks: Table::default(),
             entries: Entries::default(),
             ready: Vec::new(),
+            last: Vec::new(),
+            spare: Spare::default(),
             bell: Doorbell::new().map_err(RingError::Doorbell)?,
             pipes: PipePool::new(),
             bufs: BufPool::new(),
@@ -210,7 +216,11 @@ impl Uring {
         }
         let key = self.occupy(places);
         let step = self.first_drain(&mut drain, key);
-        self.enter_first(token, places, step, || Work::Drain(Box::new(drain)));
+        let drain = match step {
+            Step::Submitted(_) => Some(self.spare.keep(drain)),
+            _ => None,
+        };
+        self.enter_first(token, places, step, || Work::Drain(drain.expect("it has to wait")));
     }
 
     /// As [`Self::start`]; what the kernel answers at once needs no poll.
@@ -333,7 +343,11 @@ impl Uring {
                 assert_eq!(entry.pending, 0, "an operation ended with completions outstanding");
                 self.entries.remove(key);
                 self.ready.push(Done { token: entry.token, outcome });
-                return self.vacate(Places::of(&entry.work));
+                self.vacate(Places::of(&entry.work));
+                if let Work::Drain(drain) = entry.work {
+                    self.spare.take_back(drain);
+                }
+                return;
             }
         }
         *self.entries.place(key) = Some(entry);
@@ -390,7 +404,7 @@ impl Uring {
     /// are some.
     fn watch_awake(&mut self, until: Option<Duration>) -> Result<bool, DriverLost> {
         let Some(end) = self.busy.begin(sys::now, until) else { return Ok(false) };
-        if self.ring.is_loaded() || self.ring.has_task_work() {
+        if self.is_loaded() {
             self.enter(Some(Duration::ZERO))?;
         }
         if self.ring.has_completions() {
@@ -406,7 +420,15 @@ impl Uring {
         Ok(has_found)
     }
 
+    /// Whether there is something for the kernel to do, apart from waiting.
+    fn is_loaded(&mut self) -> bool {
+        !self.last.is_empty() || self.ring.is_loaded() || self.ring.has_task_work()
+    }
+
     fn enter(&mut self, patience: Option<Duration>) -> Result<(), DriverLost> {
+        for entry in self.last.drain(..) {
+            self.ring.push(&[entry]);
+        }
         self.turns_blind = 0;
         self.has_moved_much = false;
         self.ring.enter(patience)
@@ -430,7 +452,7 @@ impl Uring {
                 let is_due = self.has_moved_much || self.turns_blind == BLIND_TURNS_MAX;
                 if !is_due {
                     self.turns_blind += 1;
-                } else if self.ring.is_loaded() || self.ring.has_task_work() {
+                } else if self.is_loaded() {
                     self.enter(Some(Duration::ZERO))?;
                 }
                 self.reap();
@@ -527,8 +549,9 @@ impl Driver for Uring {
     }
 
     fn shutdown_write(&mut self, sock: Sock) {
-        if let Some(entity) = self.socks.get_mut(sock) {
-            entity.has_shut = true;
+        if let Some(entity) = self.socks.get_mut(sock)
+            && !std::mem::replace(&mut entity.has_shut, true)
+        {
             // The ring's SHUTDOWN always goes through a worker; the system call is quicker.
             let _ = sys::shutdown_write(entity.fd.as_raw_fd());
         }

@@ -29,7 +29,7 @@ use crate::buf::Buf;
 use crate::lease::Store;
 use crate::pipe::Pipe;
 use crate::policy::Path;
-use crate::{Done, Fault, Lease, Outcome, Sock, SourceNow, Token, sys};
+use crate::{Done, Driver, Fault, Lease, Outcome, Sock, SourceNow, Token, sys};
 
 /// Taking bytes from a socket.
 #[derive(Debug)]
@@ -127,6 +127,33 @@ impl Drain {
 
     fn lease(&mut self) -> &mut Lease {
         self.lease.as_mut().expect("a drain has its lease until it is finished")
+    }
+}
+
+/// Boxes for drains that wait, which the last bytes of every short flow do.
+#[derive(Debug, Default)]
+#[allow(clippy::vec_box, reason = "it is the boxes that are kept")]
+pub(super) struct Spare(Vec<Box<Drain>>);
+
+impl Spare {
+    /// More wait seldom at once.
+    const MAX: usize = 64;
+
+    pub(super) fn keep(&mut self, drain: Drain) -> Box<Drain> {
+        match self.0.pop() {
+            Some(mut place) => {
+                *place = drain;
+                place
+            }
+            None => Box::new(drain),
+        }
+    }
+
+    pub(super) fn take_back(&mut self, mut drain: Box<Drain>) {
+        drain.lease = None;
+        if self.0.len() < Self::MAX {
+            self.0.push(drain);
+        }
     }
 }
 
@@ -265,7 +292,9 @@ impl Uring {
                 let entity = self.entity(fill.from);
                 entity.has_more = cqueue::sock_nonempty(flags);
                 entity.policy.note_copied(count, BUF_SIZE);
-                Step::Finish(Outcome::Filled(Lease::new(Store::Ring(buf))))
+                // Less than there was room for, and yet something is left: most likely the end.
+                let may_end = entity.has_more && count < BUF_SIZE;
+                Step::Finish(self.filled(fill.from, Store::Ring(buf), may_end))
             }
             (0, _) => Step::Finish(self.ended(fill.from)),
             _ if -result == libc::ENOBUFS => {
@@ -276,6 +305,25 @@ impl Uring {
                 self.again(fill, |driver, fill| driver.first_fill(fill, key))
             }
             _ => self.failed_on(fill.from, result),
+        }
+    }
+
+    /// A fill has come home with bytes, and tells whether the stream ends behind them.
+    fn filled(&mut self, from: Sock, store: Store, may_end: bool) -> Outcome {
+        let mut lease = Lease::new(store);
+        if may_end && self.is_at_end(from) {
+            lease.add_end();
+        }
+        Outcome::Filled(lease)
+    }
+
+    fn is_at_end(&mut self, sock: Sock) -> bool {
+        match sys::is_at_end(self.fd(sock).0) {
+            Ok(is_at_end) => is_at_end && matches!(self.ended(sock), Outcome::Eof),
+            Err(error) => {
+                self.note_fault(sock, Fault::from_io(&error));
+                false
+            }
         }
     }
 
@@ -378,6 +426,7 @@ impl Uring {
         buf.note_in(count);
         entity.has_more = count == space;
         entity.policy.note_copied(count, space);
+        let may_end = count < space && entity.vigil.is_over();
         if entity.policy.path() == Path::Splice {
             // Splices look before they wait.
             self.end_vigil(from);
@@ -385,7 +434,7 @@ impl Uring {
             self.doubts(from);
         }
         self.has_moved_much |= count == space;
-        Some(Outcome::Filled(Lease::new(Store::Buf(buf))))
+        Some(self.filled(from, Store::Buf(buf), may_end))
     }
 
     /// The usual round: all that a buffer holds finds room at once, and nothing is spliced. Nothing comes
@@ -407,8 +456,15 @@ impl Uring {
         if entity.full {
             return None;
         }
+        let fd = entity.fd.as_raw_fd();
+        let has_end = drain.lease().has_end();
+        if drain.refill.is_none() && !has_end {
+            // The last of its source: what is said about that goes to the kernel right before it.
+            return None;
+        }
         let held = drain.held();
-        let (length, result) = (held.len(), sys::send(entity.fd.as_raw_fd(), held));
+        let length = held.len();
+        let result = if has_end { sys::send_more(fd, held) } else { sys::send(fd, held) };
         let put = match result {
             Ok(put) => put,
             Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {
@@ -443,20 +499,26 @@ impl Uring {
     /// the ring, which waits for it. A slow sink does not keep a buffer of the group.
     fn put_copied(&mut self, drain: &mut Drain, key: Key) -> Step {
         let to = self.fd(drain.to);
-        if !self.entity(drain.to).full {
+        let is_full = self.entity(drain.to).full;
+        if !is_full && drain.refill.is_some() {
             let result = sys::result_of(sys::send(to.0, drain.held()));
             return self.on_sent(drain, key, result);
         }
-        if let Store::Ring(_) = &drain.lease().store {
+        if let (true, Store::Ring(_)) = (is_full, &drain.lease().store) {
             let copy = self.copy_out(drain.held());
             drain.lease = Some(Lease::new(Store::Buf(copy)));
         }
         drain.stage = DrainStage::Send;
         let held = drain.held();
+        let patience = if is_full { 0 } else { libc::MSG_DONTWAIT };
         let entry = opcode::Send::new(to, held.as_ptr(), held.len() as u32)
-            .flags(libc::MSG_NOSIGNAL)
+            .flags(libc::MSG_NOSIGNAL | patience)
             .build();
-        self.queue(entry, key, Part::Main)
+        if is_full {
+            return self.queue(entry, key, Part::Main);
+        }
+        self.last.push(entry.user_data(user_data(key, Part::Main)));
+        Step::Submitted(1)
     }
 
     fn is_chained(&mut self, sock: Sock) -> bool {
@@ -687,12 +749,15 @@ impl Uring {
     }
 
     /// A round has ended with `left` of its bytes not put.
-    fn note_left(&mut self, drain: &Drain, left: usize) {
+    fn note_left(&mut self, drain: &mut Drain, left: usize) {
         self.entity(drain.to).full = left > 0;
         if left > 0 {
             self.stats.rounds_short += 1;
-        } else {
-            self.stats.rounds_full += 1;
+            return;
+        }
+        self.stats.rounds_full += 1;
+        if drain.lease().has_end() {
+            self.shutdown_write(drain.to);
         }
     }
 

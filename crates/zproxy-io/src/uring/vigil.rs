@@ -58,6 +58,11 @@ impl Vigil {
         self.stage == Stage::Absent
     }
 
+    /// Whether what has come may have been the end.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_over
+    }
+
     fn is_kept(&self) -> bool {
         self.stage == Stage::Kept && !self.is_over
     }

@@ -12,6 +12,9 @@ conformance!(
     fin_before_any_byte,
     fin_behind_bytes,
     fin_in_the_refill,
+    fin_that_is_known_with_the_bytes,
+    fin_that_goes_with_the_bytes,
+    fin_and_bytes_in_one_packet,
     fin_in_one_direction_only,
     rst_while_a_fill_waits,
     rst_before_a_fill,
@@ -31,6 +34,8 @@ conformance_simulated!(
     fin_before_any_byte,
     fin_behind_bytes,
     fin_in_the_refill,
+    fin_that_is_known_with_the_bytes,
+    fin_that_goes_with_the_bytes,
     rst_while_a_fill_waits,
     rst_before_a_fill,
     rst_in_the_refill,
@@ -109,6 +114,86 @@ fn fin_in_the_refill<K: Kit>() {
         }
         world.driver.shutdown_write(to);
         assert_eq!(far::read_to_end(&mut sink, 1, 0, 100), 100);
+        world.finish();
+    }
+}
+
+/// A fill may know that its bytes are the last ones, and is never wrong about it. The real drivers know it
+/// of what they copy, when bytes and end come together.
+fn fin_that_is_known_with_the_bytes<K: Kit>() {
+    for (relay, count) in MODES.into_iter().flat_map(|relay| [(relay, 1), (relay, 3_000)]) {
+        let (mut world, [from, _], [mut source, _sink]) = scene::<K>(relay);
+        source.write_all(&bytes::patterned(1, 0, count)).expect("open");
+        let lease = world.fill(from);
+        assert!(!lease.has_end(), "nothing has ended");
+        let (mut taken, mut is_known) = (lease.len(), false);
+        drop(lease);
+        let waiting = world.submit(Op::Fill { from });
+        source.write_all(&bytes::patterned(1, count as u64, count)).expect("open");
+        source.shutdown(Shutdown::Write).expect("open");
+        let mut outcome = world.outcome(waiting);
+        while let Outcome::Filled(lease) = outcome {
+            taken += lease.len();
+            assert!(taken == 2 * count || !lease.has_end(), "{taken} bytes are not all");
+            is_known |= lease.has_end();
+            // What a lease knows, the next fill says too.
+            outcome = world.run(Op::Fill { from });
+        }
+        assert!(matches!(outcome, Outcome::Eof), "{outcome:?}");
+        assert_eq!(taken, 2 * count);
+        let may_not_know = relay == RelayMode::Splice || K::Driver::NAME == "sim";
+        assert!(is_known || may_not_know, "the end was there");
+        world.finish();
+    }
+}
+
+/// A lease with an end ends the sink behind its last byte, however many drains that takes, and the other
+/// direction goes on.
+fn fin_that_goes_with_the_bytes<K: Kit>() {
+    for (relay, count) in MODES.into_iter().flat_map(|relay| [(relay, 1), (relay, 65_536)]) {
+        let (mut world, [from, to], [mut source, mut sink]) = scene::<K>(relay);
+        source.write_all(&bytes::patterned(1, 0, count)).expect("open");
+        let mut put = 0;
+        while put < count {
+            let mut lease = world.fill(from);
+            let (mut held, has_all) = (lease.len(), put + lease.len() == count);
+            if has_all {
+                lease.add_end();
+            }
+            let mut left = Some(lease);
+            while let Some(lease) = left {
+                assert_eq!(lease.has_end(), has_all, "a lease keeps its end");
+                let outcome = world.run(Op::Drain { lease, to, refill: None });
+                let Outcome::Drained { put: count, lease, .. } = outcome else {
+                    panic!("not drained: {outcome:?}")
+                };
+                held -= count;
+                put += count;
+                left = lease;
+            }
+            assert_eq!(held, 0);
+        }
+        assert_eq!(far::read_to_end(&mut sink, 1, 0, count), count as u64);
+        // It has ended once and for all.
+        world.driver.shutdown_write(to);
+        sink.write_all(&bytes::patterned(2, 0, 10)).expect("this direction is open");
+        assert_eq!(world.fill(to).len(), 10);
+        world.finish();
+    }
+}
+
+/// Last bytes and FIN are one packet, so that whoever waits for both is woken once.
+fn fin_and_bytes_in_one_packet<K: Kit>() {
+    for relay in [RelayMode::Auto, RelayMode::Copy] {
+        let (mut world, [from, to], [mut source, mut sink]) = threaded_scene::<K>(relay);
+        source.write_all(&bytes::patterned(1, 0, 100)).expect("open");
+        let mut lease = world.fill(from);
+        lease.add_end();
+        let before = far::packets_received(&sink);
+        let outcome = world.run(Op::Drain { lease, to, refill: None });
+        assert!(matches!(outcome, Outcome::Drained { put: 100, .. }), "{outcome:?}");
+        assert_eq!(far::read_to_end(&mut sink, 1, 0, 100), 100);
+        assert_eq!(far::packets_received(&sink) - before, 1);
         world.finish();
     }
 }

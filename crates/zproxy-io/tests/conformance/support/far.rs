@@ -122,6 +122,20 @@ pub(crate) fn narrow(far: &impl Far) {
     far.narrow();
 }
 
+/// Segments that have come to this end of a connection (`tcpi_segs_in`, Linux 4.2).
+pub(crate) fn packets_received(far: &TcpStream) -> u32 {
+    // SAFETY: all zeroes is a tcp_info.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+    let place = (&raw mut info).cast();
+    // SAFETY: the kernel writes at most `length` bytes to the place.
+    let result = unsafe {
+        libc::getsockopt(far.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, place, &raw mut length)
+    };
+    assert_eq!(result, 0, "tcp(7)");
+    info.tcpi_segs_in
+}
+
 /// Sends one byte of urgent data.
 pub(crate) fn send_urgent(far: &TcpStream, byte: u8) {
     let bytes = [byte];
