@@ -58,6 +58,9 @@ pub enum End {
 pub enum Heard {
     /// Nothing to do.
     Nothing,
+    /// The source of a direction has ended behind so many bytes, the last of which are being put into its
+    /// sink. It may be left out.
+    Ending(Direction, u64),
     /// The source of a direction has ended, and every byte was put into its sink.
     Ended(Direction),
     /// An end has failed: the flow is over.
@@ -105,6 +108,15 @@ impl Flow {
             still: 0,
             paths: [Path::default(); 2],
         }
+    }
+
+    /// A flow whose ends are both the flow's own: each ends where the other one does.
+    #[must_use]
+    pub fn of_equals(near: Sock, far: Sock) -> Self {
+        let mut flow = Self::new(near, far);
+        flow.outbound = flow.outbound.handing_on_end();
+        flow.inbound = flow.inbound.handing_on_end();
+        flow
     }
 
     /// Begins to take from the near end.
@@ -179,6 +191,10 @@ impl Flow {
             (Step::Fill(op), _) => driver.submit(fill.token(), op),
             (Step::Drain(op), _) => {
                 driver.submit(Name { kind: drain, key: keys.flow }.token(), op);
+            }
+            (Step::LastDrain(op, total), direction) => {
+                driver.submit(Name { kind: drain, key: keys.flow }.token(), op);
+                return Heard::Ending(direction, total);
             }
             (Step::Rest, _) => {}
             (Step::Ended, direction) => return Heard::Ended(direction),

@@ -37,6 +37,8 @@ pub enum Step {
     Fill(Op),
     /// Submit this drain.
     Drain(Op),
+    /// Submit this drain: the source has ended behind its bytes, after so many in all.
+    LastDrain(Op, u64),
     /// Nothing to submit now.
     Rest,
     /// The source has ended and every byte that came before was put.
@@ -54,6 +56,10 @@ pub struct Pump {
     source: SourceNow,
     /// Whether the sink may be written to.
     is_open: bool,
+    /// Whether the sink ends where the source does.
+    hands_on_end: bool,
+    /// The sink ends behind what was taken.
+    ends_sink: bool,
     taken: u64,
     put: u64,
 }
@@ -68,9 +74,24 @@ impl Pump {
             state: State::Resting,
             source: SourceNow::Open,
             is_open: false,
+            hands_on_end: false,
+            ends_sink: false,
             taken: 0,
             put: 0,
         }
+    }
+
+    /// When the end of the source comes with its last bytes, the sink ends with them.
+    #[must_use]
+    pub fn handing_on_end(mut self) -> Self {
+        self.hands_on_end = true;
+        self
+    }
+
+    /// What is held, or comes with the next result, is the last that the sink gets, although the source
+    /// stays open: the sink ends together with it.
+    pub fn end_sink(&mut self) {
+        self.ends_sink = true;
     }
 
     /// Bytes taken from the source.
@@ -134,7 +155,7 @@ impl Pump {
     pub fn open(&mut self) -> Step {
         self.is_open = true;
         match std::mem::replace(&mut self.state, State::Resting) {
-            State::Holding(lease) => self.drain(lease),
+            State::Holding(lease) => self.first_drain(lease),
             State::Ended | State::Failed => unreachable!("a pump ends after its sink was opened"),
             state => {
                 self.state = state;
@@ -183,18 +204,33 @@ impl Pump {
     }
 
     /// Bytes that were taken for this pump, by a fill or as the rest of a header.
-    pub fn on_filled(&mut self, lease: Lease) -> Step {
+    pub fn on_filled(&mut self, mut lease: Lease) -> Step {
         self.taken += lease.len() as u64;
+        if lease.take_end() {
+            self.source = SourceNow::Eof;
+            self.ends_sink |= self.hands_on_end;
+        }
         if self.is_open {
-            return self.drain(lease);
+            return self.first_drain(lease);
         }
         self.state = State::Holding(lease);
         Step::Rest
     }
 
-    fn drain(&mut self, lease: Lease) -> Step {
+    /// Begins to put what was taken, and tells if that is the last.
+    fn first_drain(&mut self, lease: Lease) -> Step {
+        match (self.drain(lease), self.source) {
+            (Step::Drain(op), SourceNow::Eof) => Step::LastDrain(op, self.taken),
+            (step, _) => step,
+        }
+    }
+
+    fn drain(&mut self, mut lease: Lease) -> Step {
         self.state = State::Draining;
-        let refill = (self.source == SourceNow::Open).then_some(self.from);
+        if self.ends_sink {
+            lease.add_end();
+        }
+        let refill = (self.source == SourceNow::Open && !self.ends_sink).then_some(self.from);
         Step::Drain(Op::Drain { lease, to: self.to, refill })
     }
 

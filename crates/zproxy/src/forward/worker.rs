@@ -400,7 +400,7 @@ impl<D: Driver> Worker<D> {
     fn bind(&mut self, key: Key, far: Sock) {
         let now = self.driver.now();
         let link = self.links.get_mut(key).expect("its dial has just succeeded");
-        let mut flow = Box::new(Flow::new(link.near, far));
+        let mut flow = Box::new(Flow::of_equals(link.near, far));
         flow.dialled = Some(relay::End::Far);
         let keys = Keys { flow: key, far: key };
         flow.start_outbound(&mut self.driver, keys);
@@ -421,7 +421,7 @@ impl<D: Driver> Worker<D> {
         };
         let keys = Keys { flow: key, far: key };
         match flow.on_done(&mut self.driver, keys, kind, outcome) {
-            Heard::Nothing => {}
+            Heard::Nothing | Heard::Ending(..) => {}
             Heard::Ended(direction) => match *first_end {
                 Some(first) => self.finish(key, End::Clean, ended_by(first)),
                 None => {

@@ -95,6 +95,14 @@ impl Conn {
         matches!(&self.state, State::Connected { machine, .. } if machine.is_half_closed())
     }
 
+    /// Behind how many bytes of its flow the gateway has announced the end.
+    pub(super) fn announced(&self) -> Option<u64> {
+        match &self.state {
+            State::Connected { machine, .. } => machine.announced(),
+            State::Connecting(_) => None,
+        }
+    }
+
     /// The flow that is on it.
     pub(super) fn flow(&self) -> Option<Key> {
         match self.state {

@@ -10,6 +10,7 @@ use zproxy_proto::proxy_conn::Input;
 use zproxy_proto::wire::{AbortCode, Start};
 use zproxy_relay::{self as relay, Direction, Flow, Heard, Key, Keys, Name, kind};
 
+use super::conns::Conn;
 use super::{CLOSE, CONNECT_LOCAL, Phase, Worker};
 use crate::dial::{Dial, DialFault};
 use crate::flows::{By, End, Ended};
@@ -208,6 +209,9 @@ impl<D: Driver> Worker<D> {
         match std::mem::take(&mut local.early.payload) {
             Payload::Awaited => flow.inbound.inherit_fill(),
             Payload::Held(lease) => {
+                if conn.announced() == Some(lease.len() as u64) {
+                    flow.inbound.end_sink();
+                }
                 mark!("payload_before_dial");
                 let heard = flow.feed_inbound(&mut self.driver, keys, lease);
                 assert_eq!(heard, Heard::Nothing, "the local conn is not open yet");
@@ -259,14 +263,17 @@ impl<D: Driver> Worker<D> {
             (Outcome::Drained { refilled, .. }, kind::DRAIN_INBOUND) => *refilled as u64,
             _ => 0,
         };
+        let total = flow.inbound.taken() + taken;
         if taken > 0 {
-            let total = flow.inbound.taken() + taken;
             self.handle(conn, Input::Taken(total));
         }
         let Some(local) = self.flows.get_mut(key) else { return };
         let Stage::Flowing { flow, .. } = &mut local.stage else {
             unreachable!("it was flowing a moment ago")
         };
+        if taken > 0 && self.conns.get(conn).and_then(Conn::announced) == Some(total) {
+            flow.inbound.end_sink();
+        }
         let delivered = flow.inbound.put();
         let keys = Keys { flow: key, far: conn };
         let heard = flow.on_done(&mut self.driver, keys, kind, outcome);
@@ -280,7 +287,13 @@ impl<D: Driver> Worker<D> {
     /// The flow may have ended meanwhile; its proxy_conn is concerned all the same.
     pub(super) fn on_heard(&mut self, key: Key, conn: Key, heard: Heard) {
         match heard {
-            Heard::Nothing => {}
+            Heard::Nothing | Heard::Ending(Direction::Inbound, _) => {}
+            Heard::Ending(Direction::Outbound, total) => {
+                if let Some(local) = self.flows.get_mut(key) {
+                    local.first_end.get_or_insert(By::Local);
+                    self.handle(conn, Input::OwnEnding(total));
+                }
+            }
             Heard::Ended(Direction::Inbound) => self.handle(conn, Input::InBandEof),
             Heard::Failed(relay::End::Far, _) => self.handle(conn, Input::ProxyFailed),
             Heard::Ended(Direction::Outbound) => {

@@ -333,6 +333,10 @@ impl<D: Driver> Worker<D> {
         let until = self.next_timer();
         self.driver.wait(until, &mut self.done)?;
         let mut done = std::mem::take(&mut self.done);
+        // What lanes say comes first: it tells which bytes are the last of their flow.
+        for heard in done.extract_if(.., |done| Name::of(done.token).kind == LANE_HEARD) {
+            self.on_done(heard);
+        }
         for done in done.drain(..) {
             self.on_done(done);
         }

@@ -6,7 +6,7 @@ use tracing::{info, warn};
 use zproxy_io::{Driver, Ending, Op, Outcome, Sock};
 use zproxy_proto::id::{FlowId, TunnelId};
 use zproxy_proto::pool::Take;
-use zproxy_proto::proxy_conn::Input;
+use zproxy_proto::proxy_conn::{Input, ProxyConn};
 use zproxy_relay::{Direction, End, Flow, Heard, Key, Keys, Name, kind};
 
 use super::{
@@ -257,6 +257,13 @@ impl<D: Driver> Worker<D> {
         }
         let Some(public) = self.publics.get_mut(key) else { return };
         let PublicState::Flowing(bound) = &mut public.state else { return };
+        if taken > 0 {
+            let total = bound.flow.inbound.taken() + taken as u64;
+            let machine = self.conns.get(conn).map(|conn| &conn.machine);
+            if machine.and_then(ProxyConn::announced) == Some(total) {
+                bound.flow.inbound.end_sink();
+            }
+        }
         let keys = Keys { flow: key, far: conn };
         let heard = bound.flow.on_done(&mut self.driver, keys, kind, outcome);
         let (delivered, sent) = (bound.flow.inbound.put(), bound.flow.outbound.put());
@@ -278,7 +285,11 @@ impl<D: Driver> Worker<D> {
     /// What a flow's operation meant, `sent` bytes having been put into the proxy_conn.
     pub(super) fn on_heard(&mut self, conn: Key, heard: Heard, sent: u64) {
         match heard {
-            Heard::Nothing => {}
+            Heard::Nothing | Heard::Ending(Direction::Inbound, _) => {}
+            Heard::Ending(Direction::Outbound, total) => {
+                self.note_first_end(conn, By::Public);
+                self.feed(conn, Input::OwnEnding(total));
+            }
             Heard::Ended(Direction::Outbound) => {
                 self.note_first_end(conn, By::Public);
                 self.feed(conn, Input::OwnEnd(sent));
