@@ -117,9 +117,15 @@ impl Epoll {
     #[track_caller]
     fn queue_outbound(&mut self, sock: Sock, token: Token, op: Outbound) {
         assert!(self.named(sock).outbound.is_none(), "one outbound operation at a time");
+        // What is said about bytes goes before them: whoever is woken by them knows it already.
+        let goes_first = matches!(op, Outbound::Send { .. });
         let place = self.outgoing.insert(op);
         self.named(sock).outbound = Some(Pending::queued(token, place));
-        self.ready.push_back((sock, Side::Outbound));
+        if goes_first {
+            self.ready.push_front((sock, Side::Outbound));
+        } else {
+            self.ready.push_back((sock, Side::Outbound));
+        }
     }
 
     #[track_caller]

@@ -201,7 +201,7 @@ impl Uring {
         }
         let key = self.occupy(places);
         let step = self.first_step(&mut work, key);
-        self.enter_first(token, places, step, || work);
+        self.enter_first(token, places, step, |_| work);
     }
 
     /// As [`Self::start`]; a drain seldom waits, and then nothing is kept of it.
@@ -216,11 +216,7 @@ impl Uring {
         }
         let key = self.occupy(places);
         let step = self.first_drain(&mut drain, key);
-        let drain = match step {
-            Step::Submitted(_) => Some(self.spare.keep(drain)),
-            _ => None,
-        };
-        self.enter_first(token, places, step, || Work::Drain(drain.expect("it has to wait")));
+        self.enter_first(token, places, step, |spare| Work::Drain(spare.keep(drain)));
     }
 
     /// As [`Self::start`]; what the kernel answers at once needs no poll.
@@ -240,7 +236,7 @@ impl Uring {
             }
             Err(error) => self.failed_on(sock, -error.raw_os_error().unwrap_or(libc::EIO)),
         };
-        self.enter_first(token, places, step, || work);
+        self.enter_first(token, places, step, |_| work);
     }
 
     /// Whether an operation's sockets can be worked with; if not, it has failed.
@@ -257,7 +253,7 @@ impl Uring {
         token: Token,
         places: Places,
         step: Step,
-        work: impl FnOnce() -> Work,
+        work: impl FnOnce(&mut Spare) -> Work,
     ) {
         match step {
             Step::Finish(outcome) => {
@@ -265,7 +261,8 @@ impl Uring {
                 self.leave(places);
             }
             Step::Submitted(pending) => {
-                self.entries.insert(Entry { token, pending, work: work() });
+                let work = work(&mut self.spare);
+                self.entries.insert(Entry { token, pending, work });
             }
             Step::Wait => unreachable!("a first step has nothing to wait for"),
         }

@@ -223,7 +223,7 @@ impl Uring {
             let places = fill.places();
             let key = self.occupy(places);
             let step = self.poll_fill(&mut fill, key);
-            self.enter_first(token, places, step, || Work::Fill(fill));
+            self.enter_first(token, places, step, |_| Work::Fill(fill));
         }
     }
 
