@@ -42,7 +42,7 @@ pub use site::Site;
 pub use stats::Stats;
 pub use visits::Visit;
 pub use wire::{Road, Wire};
-pub use world::{Backend, World};
+pub use world::{Backend, Relay, World};
 
 /// Turns each `fn name(world) { … }` into a module with two tests, `uring` and `epoll`.
 #[macro_export]

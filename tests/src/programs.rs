@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::program::Program;
-use crate::world::World;
+use crate::world::{Relay, World};
 
 /// How long a program may take until it is ready, on a machine under load.
 pub const READY_DEADLINE: Duration = Duration::from_secs(20);
@@ -30,12 +30,29 @@ fn open_to_looks() -> Option<OsString> {
     (!rustix::process::geteuid().is_root()).then(|| "--allow-core-dumps".into())
 }
 
+/// How a program will ask the kernel: what gateways, clients and forwards are told alike.
+#[derive(Clone, Debug)]
+struct Engine {
+    backend: &'static str,
+    cores: String,
+    relay: Relay,
+}
+
+impl Engine {
+    fn new(world: &World) -> Self {
+        Self { backend: world.backend().name(), cores: world.cores(), relay: world.relay() }
+    }
+
+    fn args(&self) -> [&str; 6] {
+        ["--backend", self.backend, "--cores", &self.cores, "--relay", self.relay.name()]
+    }
+}
+
 /// How a gateway will be started.
 #[derive(Clone, Debug)]
 pub struct GatewayPlan {
     exe: PathBuf,
-    backend: &'static str,
-    cores: String,
+    engine: Engine,
     env: Option<(&'static str, String)>,
     state_dir: PathBuf,
     bind: IpAddr,
@@ -59,8 +76,7 @@ impl GatewayPlan {
     pub(crate) fn new(world: &World) -> Self {
         Self {
             exe: world.exe().to_owned(),
-            backend: world.backend().name(),
-            cores: world.cores(),
+            engine: Engine::new(world),
             env: Some(("ZPROXY_TOKEN", world.token().to_owned())),
             state_dir: world.dir().join(format!("zproxyd-{}", world.next())),
             bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -82,14 +98,22 @@ impl GatewayPlan {
     /// Another backend than the world's.
     #[must_use]
     pub fn backend(mut self, backend: &'static str) -> Self {
-        self.backend = backend;
+        self.engine.backend = backend;
+        self
+    }
+
+    /// This path for the bytes, whatever the world's.
+    #[must_use]
+    pub fn relay(mut self, relay: Relay) -> Self {
+        self.engine.relay = relay;
         self
     }
 
     /// One data core, for limits that each data core has of its own.
     #[must_use]
     pub fn one_core(mut self) -> Self {
-        self.cores.truncate(self.cores.find(',').unwrap_or(self.cores.len()));
+        let cores = &mut self.engine.cores;
+        cores.truncate(cores.find(',').unwrap_or(cores.len()));
         self
     }
 
@@ -148,8 +172,9 @@ impl GatewayPlan {
         let bind = self.bind.to_string();
         let mut args: Vec<OsString> = prefix.iter().map(Into::into).collect();
         args.extend(["zproxyd", "--bind", &bind, "--ctl-port", &ctl].map(Into::into));
-        args.extend(["--proxy-port", &proxy, "--cores", &self.cores].map(Into::into));
-        args.extend(["--backend", self.backend, "--state-dir"].map(Into::into));
+        args.extend(["--proxy-port", &proxy].map(Into::into));
+        args.extend(self.engine.args().map(Into::into));
+        args.push("--state-dir".into());
         args.push(self.state_dir.clone().into_os_string());
         args.extend(open_to_looks());
         args.extend(self.args.iter().cloned());
@@ -274,8 +299,7 @@ impl Tunnel {
 #[derive(Clone, Debug)]
 pub struct ClientPlan {
     exe: PathBuf,
-    backend: &'static str,
-    cores: String,
+    engine: Engine,
     token: Option<String>,
     state_dir: PathBuf,
     server: String,
@@ -289,8 +313,7 @@ impl ClientPlan {
     pub(crate) fn new(world: &World, server: SocketAddr) -> Self {
         Self {
             exe: world.exe().to_owned(),
-            backend: world.backend().name(),
-            cores: world.cores(),
+            engine: Engine::new(world),
             token: Some(world.token().to_owned()),
             state_dir: world.dir().join(format!("zproxy-{}", world.next())),
             server: server.to_string(),
@@ -359,7 +382,14 @@ impl ClientPlan {
     /// Another backend than the world's.
     #[must_use]
     pub fn backend(mut self, backend: &'static str) -> Self {
-        self.backend = backend;
+        self.engine.backend = backend;
+        self
+    }
+
+    /// This path for the bytes, whatever the world's.
+    #[must_use]
+    pub fn relay(mut self, relay: Relay) -> Self {
+        self.engine.relay = relay;
         self
     }
 
@@ -380,10 +410,9 @@ impl ClientPlan {
     #[must_use]
     pub fn spawn(&self) -> Program {
         let mut args = self.prefix.clone();
-        args.extend(
-            ["zproxy", "--server", &self.server, "--backend", self.backend].map(Into::into),
-        );
-        args.extend(["--cores", &self.cores, "--state-dir"].map(Into::into));
+        args.extend(["zproxy", "--server", &self.server].map(Into::into));
+        args.extend(self.engine.args().map(Into::into));
+        args.push("--state-dir".into());
         args.push(self.state_dir.clone().into_os_string());
         args.extend(open_to_looks());
         args.extend(self.args.iter().cloned());
@@ -470,9 +499,9 @@ pub struct Forward {
 
 impl Forward {
     pub(crate) fn start(world: &World, to: &str) -> Self {
-        let (backend, cores) = (world.backend().name(), world.cores());
+        let engine = Engine::new(world);
         let args = ["forward", "--listen", "127.0.0.1:0", "--to", to];
-        let args = [&args[..], &["--backend", backend, "--cores", &cores]].concat();
+        let args = [&args[..], &engine.args()].concat();
         let program = world.bare("zproxy", &args);
         let line = program
             .out

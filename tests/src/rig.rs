@@ -10,7 +10,7 @@ use crate::net::connect;
 use crate::proc;
 use crate::programs::{Client, Forward, Gateway};
 use crate::wire::Road;
-use crate::world::{World, own_ports};
+use crate::world::{Relay, World, own_ports};
 
 /// Both ends of a flow.
 #[derive(Debug)]
@@ -67,6 +67,17 @@ impl Rig {
         let gateway = world.gateway().args(gateway_args.iter().copied()).start();
         let plan = world.client(&gateway).local(&local.addr.to_string());
         let client = plan.args(client_args.iter().copied()).start();
+        let public = client.public();
+        Self { path: Path::Tunnel(Box::new(gateway), Box::new(client)), local, public }
+    }
+
+    /// As [`Rig::tunnel`], with both programs on this path.
+    #[must_use]
+    pub fn tunnel_on(world: &World, relay: Relay) -> Self {
+        let local = Listener::start();
+        let gateway = world.gateway().relay(relay).start();
+        let plan = world.client(&gateway).relay(relay);
+        let client = plan.local(&local.addr.to_string()).start();
         let public = client.public();
         Self { path: Path::Tunnel(Box::new(gateway), Box::new(client)), local, public }
     }

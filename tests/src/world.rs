@@ -15,6 +15,8 @@ use crate::programs::{ClientPlan, Forward, Gateway, GatewayPlan};
 
 /// The variable that says that a machine without io_uring is fine.
 const NO_URING: &str = "ZPROXY_TESTS_NO_URING";
+/// The variable that names the path of every byte: `auto`, `splice` or `copy`.
+const RELAY: &str = "ZPROXY_TESTS_RELAY";
 
 /// Which kernel interface the programs under test use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,10 +38,51 @@ impl Backend {
     }
 }
 
+/// Which path the bytes take in the programs under test.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Relay {
+    /// What suits each direction at each moment.
+    #[default]
+    Auto,
+    /// Through pipes.
+    Splice,
+    /// Through buffers.
+    Copy,
+}
+
+impl Relay {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Splice, Self::Copy];
+
+    /// Its name on the command line and in config files.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Splice => "splice",
+            Self::Copy => "copy",
+        }
+    }
+
+    /// The one of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|relay| relay.name() == name)
+    }
+
+    /// The one that `ZPROXY_TESTS_RELAY` names; `auto`, as in the programs, without that variable.
+    fn wanted() -> Self {
+        let Some(name) = std::env::var_os(RELAY) else { return Self::default() };
+        let found = name.to_str().and_then(Self::named);
+        found.unwrap_or_else(|| panic!("{RELAY} is {name:?}: write auto, splice or copy"))
+    }
+}
+
 /// The surroundings of one test.
 #[derive(Debug)]
 pub struct World {
     backend: Backend,
+    relay: Relay,
     exe: PathBuf,
     dir: TempDir,
     token: String,
@@ -50,8 +93,10 @@ impl World {
     /// Runs one scenario on one backend.
     ///
     /// # Panics
-    /// When the machine cannot run the backend, unless `ZPROXY_TESTS_NO_URING` allows that.
+    /// When the machine cannot run the backend, unless `ZPROXY_TESTS_NO_URING` allows that; when
+    /// `ZPROXY_TESTS_RELAY` names no path.
     pub fn run(backend: Backend, exe: &str, scenario: impl FnOnce(&Self)) {
+        let relay = Relay::wanted();
         if backend == Backend::Uring && std::env::var_os(NO_URING).is_some() {
             eprintln!("skipped: {NO_URING} is set");
             return;
@@ -59,6 +104,7 @@ impl World {
         raise_descriptor_limit();
         let world = Self {
             backend,
+            relay,
             exe: PathBuf::from(exe),
             dir: tempfile::tempdir().expect("a temporary directory"),
             token: "an-e2e-token-that-is-long-enough-0123456789".to_owned(),
@@ -71,6 +117,12 @@ impl World {
     #[must_use]
     pub fn backend(&self) -> Backend {
         self.backend
+    }
+
+    /// The path that bytes take unless a plan names another.
+    #[must_use]
+    pub fn relay(&self) -> Relay {
+        self.relay
     }
 
     /// The test's own directory.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use zproxy_tests::net::{connect, finish};
 use zproxy_tests::programs::{field, is_flow_end};
-use zproxy_tests::{Backend, LocalServer, Program, World, both_backends};
+use zproxy_tests::{Backend, LocalServer, Program, Relay, World, both_backends};
 
 /// Connect, a request, an answer, close: so often, one after the other.
 const FLOWS: u64 = 1_000;
@@ -98,8 +98,10 @@ both_backends! {
             conn.write_all(&message)?;
             conn.read_to_end(&mut Vec::new()).map(drop)
         });
-        let mut gateway = world.gateway().start();
-        let mut client = world.client(&gateway).local(&server.name()).start();
+        // What is counted are the paths that the programs choose for themselves.
+        let mut gateway = world.gateway().relay(Relay::Auto).start();
+        let plan = world.client(&gateway).relay(Relay::Auto);
+        let mut client = plan.local(&server.name()).start();
         for _ in 0..FLOWS {
             let mut public = connect(client.public());
             public.write_all(&[7; MESSAGE_SIZE]).expect("a request");

@@ -21,8 +21,9 @@ both_backends! {
     /// The command lines of the seeds start both programs.
     fn the_names_of_the_seeds(world) {
         let local = LocalServer::echo();
-        let (backend, state) = (world.backend().name(), world.dir().join("state"));
-        let common = ["--backend", backend, "--state-dir", text(&state)];
+        let (backend, relay) = (world.backend().name(), world.relay().name());
+        let state = world.dir().join("state");
+        let common = ["--backend", backend, "--relay", relay, "--state-dir", text(&state)];
         let gateway = ["--bind", "127.0.0.1", "--ctl_port=0", "--proxy_port=0"];
         let gateway = [&gateway[..], &["--work_thread_nums=0"], &common[..]].concat();
         let gateway = world.bare("zproxyd", &gateway);
@@ -46,18 +47,18 @@ both_backends! {
         let token = world.file("token", "a-token-from-a-file-0123456789\n");
         let state = world.dir().join("state");
         let gateway = world.file("zproxyd.toml", &format!(
-            "bind = \"127.0.0.1\"\nctl-port = 1\nproxy-port = 0\nbackend = \"{}\"\n\
+            "bind = \"127.0.0.1\"\nctl-port = 1\nproxy-port = 0\nbackend = \"{}\"\nrelay = \"{}\"\n\
              token-file = \"{}\"\nstate-dir = \"{}\"\n",
-            world.backend().name(), text(&token), text(&state),
+            world.backend().name(), world.relay().name(), text(&token), text(&state),
         ));
         let flags = ["--config", text(&gateway), "--ctl-port", "0", "--token-file", text(&token)];
         let gateway = world.bare("zproxyd", &flags);
         let line = gateway.out.wait_for("ready", READY, |line| line.starts_with("zproxyd ready"));
         let client = world.file("zproxy.toml", &format!(
-            "server = \"{}\"\nbackend = \"{}\"\nstate-dir = \"{}\"\n\n\
+            "server = \"{}\"\nbackend = \"{}\"\nrelay = \"{}\"\nstate-dir = \"{}\"\n\n\
              [[tunnel]]\nname = \"one\"\nlocal = \"{}\"\n\n\
              [[tunnel]]\nname = \"two\"\nlocal = \"{}\"\n",
-            field(&line, "ctl").expect("an address"), world.backend().name(),
+            field(&line, "ctl").expect("an address"), world.backend().name(), world.relay().name(),
             text(&world.dir().join("client")), one.name(), two.name(),
         ));
         let flags = ["--config", text(&client), "--token-file", text(&token)];
@@ -77,15 +78,15 @@ both_backends! {
         let state = world.dir().join("state");
         let gateway = world.file("zproxyd.json", &format!(
             "{{\"bind\": \"127.0.0.1\", \"ctl-port\": 0, \"proxy-port\": 0, \"backend\": \"{}\", \
-             \"state-dir\": \"{}\"}}",
-            world.backend().name(), text(&state),
+             \"relay\": \"{}\", \"state-dir\": \"{}\"}}",
+            world.backend().name(), world.relay().name(), text(&state),
         ));
         let gateway = world.bare("zproxyd", &["--config", text(&gateway)]);
         let line = gateway.out.wait_for("ready", READY, |line| line.starts_with("zproxyd ready"));
         let client = world.file("zproxy.json", &format!(
-            "{{\"server\": \"{}\", \"state-dir\": \"{}\", \
+            "{{\"server\": \"{}\", \"relay\": \"{}\", \"state-dir\": \"{}\", \
              \"tunnel\": [{{\"name\": \"only\", \"local\": \"{}\"}}]}}",
-            field(&line, "ctl").expect("an address"),
+            field(&line, "ctl").expect("an address"), world.relay().name(),
             text(&world.dir().join("client")), local.name(),
         ));
         let client = world.bare("zproxy", &["--config", text(&client)]);

@@ -72,8 +72,9 @@ both_backends! {
         );
         let config = world.file("forward.toml", &text);
         let config = config.to_str().expect("text");
-        let backend = world.backend().name();
-        let program = world.bare("zproxy", &["forward", "--config", config, "--backend", backend]);
+        let (backend, relay) = (world.backend().name(), world.relay().name());
+        let args = ["forward", "--config", config, "--backend", backend, "--relay", relay];
+        let program = world.bare("zproxy", &args);
         let deadline = Duration::from_secs(15);
         let lines = program.out.wait_for_count("two forwards", 2, deadline, |line| {
             line.starts_with("forward ready ")

@@ -15,8 +15,8 @@ use zproxy_tests::rig::Path as Way;
 use zproxy_tests::stats::Stats;
 use zproxy_tests::world::heavy_turn;
 use zproxy_tests::{
-    Backend, Direction, Listener, LocalServer, Pattern, Rig, World, both_backends, eventually,
-    scenes,
+    Backend, Direction, Listener, LocalServer, Pattern, Relay, Rig, World, both_backends,
+    eventually, scenes,
 };
 
 const SOON: Duration = Duration::from_secs(10);
@@ -118,7 +118,7 @@ fn somebody() -> Option<u32> {
 }
 
 /// A gateway and a client under the same hardships, as this user.
-fn rig_of(world: &World, user: u32, hardship: &[&str], args: &[&str]) -> Rig {
+fn rig_of(world: &World, user: u32, hardship: &[&str], relay: Relay) -> Rig {
     let name = user.to_string();
     let hardship = [hardship, &["as-user", &name]].concat();
     // The directory is everybody's to enter, and each state directory its program's own.
@@ -129,11 +129,11 @@ fn rig_of(world: &World, user: u32, hardship: &[&str], args: &[&str]) -> Rig {
         chown(dir, Some(user), Some(user)).expect("root may");
     };
     let local = Listener::start();
-    let plan = world.gateway().args(args.iter().copied());
+    let plan = world.gateway().relay(relay);
     own(plan.state_dir());
     let gateway = plan.start_under(&hardship);
     let plan = world.client(&gateway).local(&local.addr.to_string()).under(&hardship);
-    let plan = plan.args(args.iter().copied());
+    let plan = plan.relay(relay);
     own(plan.state_dir());
     let client = plan.start();
     let public = client.public();
@@ -195,8 +195,8 @@ both_backends! {
         let words = ["as-user", &user.to_string(), "hold-pipes"].map(Into::into);
         let holder = Program::start("hold-pipes", world.exe(), &words, &[], None);
         holder.out.wait_for("pipes", SOON, |line| line.starts_with("holding "));
-        for relay in ["auto", "splice"] {
-            let mut rig = rig_of(world, user, &[], &["--relay", relay]);
+        for relay in [Relay::Auto, Relay::Splice] {
+            let mut rig = rig_of(world, user, &[], relay);
             for flow in 0..4 {
                 scenes::long_flow(&rig, flow, Direction::Up, 24 << 20);
                 scenes::long_flow(&rig, flow, Direction::Down, 24 << 20);
@@ -214,9 +214,9 @@ both_backends! {
                 program.err.wait_for("that pipes are short", SOON, short);
                 told.push(program.err.matching(short).len());
                 let stats = Stats::of(program, threads);
-                assert!(stats.cores("pipes_small") > 0, "{relay}: {stats:?}");
-                assert_eq!(stats.cores("bytes_spliced"), 0, "{relay}: {stats:?}");
-                assert!(stats.cores("bytes_copied") > 8 * (24 << 20), "{relay}: {stats:?}");
+                assert!(stats.cores("pipes_small") > 0, "{relay:?}: {stats:?}");
+                assert_eq!(stats.cores("bytes_spliced"), 0, "{relay:?}: {stats:?}");
+                assert!(stats.cores("bytes_copied") > 8 * (24 << 20), "{relay:?}: {stats:?}");
             }
             assert!(told.iter().all(|told| (1..=cores).contains(told)), "{told:?}");
         }
@@ -226,7 +226,7 @@ both_backends! {
     fn eight_mib_of_locked_memory(world) {
         let Some(user) = somebody() else { return };
         let user = user + u32::from(world.backend() == Backend::Epoll);
-        let rig = rig_of(world, user, &["limit-locked-memory", "8388608"], &[]);
+        let rig = rig_of(world, user, &["limit-locked-memory", "8388608"], world.relay());
         scenes::long_flow(&rig, 1, Direction::Up, 16 << 20);
         scenes::half_close(&rig, scenes::End::Local, 100_000);
     }
