@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use zproxy_proto::auth::Ticket;
 use zproxy_proto::id::{CtlId, FlowId, ProxyId};
 use zproxy_proto::limits::{
@@ -18,9 +19,8 @@ use zproxy_tests::liar::{Claim, Liar};
 use zproxy_tests::net::{
     connect, echo_once, expect_closed_within, expect_reset_within, try_connect_from,
 };
-use zproxy_tests::programs::field;
 use zproxy_tests::world::{heavy_turn, own_loopback, own_ports};
-use zproxy_tests::{Gateway, LocalServer, both_backends, eventually, proc};
+use zproxy_tests::{Gateway, LocalServer, Relay, Stats, World, both_backends, eventually, proc};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -66,6 +66,44 @@ fn exchange(visitor: &mut TcpStream, conn: &mut TcpStream, byte: u8) {
     conn.write_all(&[!byte]).expect("an answer");
     visitor.read_exact(&mut came).expect("the answer");
     assert_eq!(came, [!byte]);
+}
+
+/// Proxy_conns that come in one go.
+const BURST: usize = 2_000;
+
+/// A burst of proxy_conns of this client, which all say at once what they have to say.
+fn honest_burst(gateway: &Gateway, liar: &Liar) -> Vec<TcpStream> {
+    let openings: Vec<Vec<u8>> = (10_000..)
+        .take(BURST)
+        .map(|serial| liar.opening(liar.ctl_id(), ProxyId::new(0, 0, serial)))
+        .collect();
+    let conn = |opening: &Vec<u8>| {
+        let mut conn = connect(gateway.proxy);
+        // The pool closes what is too much for it, so a write may fail.
+        let _ = conn.write_all(opening);
+        conn
+    };
+    openings.iter().map(conn).collect()
+}
+
+/// The whole burst attaches, and what the pool does not want of it is retired.
+fn expect_attached(world: &World, mut gateway: Gateway, liar: Liar, conns: Vec<TcpStream>) {
+    let threads = world.cores_count() + 1;
+    eventually("all of them attach", SOON, || {
+        Stats::of(&mut gateway, threads).control("proxy_conns") >= BURST as u64
+    });
+    // Those that the pool does not want end with a FIN, which nothing but the pool sends here.
+    eventually("the surplus is retired", SOON, || {
+        let has_ended = |conn: &&TcpStream| {
+            let peeked = conn.set_nonblocking(true).and_then(|()| conn.peek(&mut [0]));
+            matches!(peeked, Ok(0))
+        };
+        conns.iter().filter(has_ended).count() >= 1_400
+    });
+    drop((conns, liar));
+    gateway.terminate();
+    assert_eq!(gateway.wait_exit(SOON), 0);
+    assert!(!gateway.err.text().contains("crowded_out"), "{}", gateway.err.text());
 }
 
 both_backends! {
@@ -286,31 +324,28 @@ both_backends! {
     /// them is pushed out or locked out.
     fn a_burst_of_honest_proxy_conns(world) {
         let _turn = heavy_turn();
-        let mut gateway = world.gateway().start();
+        let gateway = world.gateway().start();
         let liar = Liar::enter(&gateway, world.token(), Claim::new(9));
-        let openings: Vec<Vec<u8>> = (10_000..12_000)
-            .map(|serial| liar.opening(liar.ctl_id(), ProxyId::new(0, 0, serial)))
-            .collect();
-        let mut conns = Vec::new();
-        for opening in &openings {
-            let mut conn = connect(gateway.proxy);
-            // The pool closes what is too much for it, so a write may fail.
-            let _ = conn.write_all(opening);
-            conns.push(conn);
+        let conns = honest_burst(&gateway, &liar);
+        expect_attached(world, gateway, liar, conns);
+    }
+
+    /// The same when all of them have waited for a gateway that had no time, whichever path the bytes
+    /// of its flows take.
+    fn a_burst_in_the_accept_queue(world) {
+        let _turn = heavy_turn();
+        let somaxconn = std::fs::read_to_string("/proc/sys/net/core/somaxconn").expect("a sysctl");
+        if somaxconn.trim().parse().is_ok_and(|max: usize| max < BURST) {
+            return eprintln!("skipped: net.core.somaxconn is less than {BURST}");
         }
-        // Those that the pool does not want end with a FIN, which nothing but the pool sends here.
-        eventually("the surplus is retired", SOON, || {
-            let ended = conns.iter().filter(|conn| matches!(conn.set_nonblocking(true)
-                .and_then(|()| conn.peek(&mut [0])), Ok(0))).count();
-            ended >= 1_400
-        });
-        drop((conns, liar));
-        gateway.terminate();
-        assert_eq!(gateway.wait_exit(SOON), 0);
-        let stats = gateway.err.matching(|line| line.contains("control stats"));
-        let attached: u32 = field(&stats[0], "proxy_conns").expect("a count").parse().expect("one");
-        assert!(attached >= 2_000, "{attached} of 2000 were taken");
-        assert!(!gateway.err.text().contains("crowded_out"), "{}", gateway.err.text());
+        for relay in Relay::ALL {
+            let mut gateway = world.gateway().relay(relay).start();
+            let liar = Liar::enter(&gateway, world.token(), Claim::new(9));
+            gateway.signal(Signal::STOP);
+            let conns = honest_burst(&gateway, &liar);
+            gateway.signal(Signal::CONT);
+            expect_attached(world, gateway, liar, conns);
+        }
     }
 
     /// Whatever is wrong about a proof or an Attach, the answer is the same, to the byte.

@@ -150,10 +150,11 @@ impl CoreSettings {
         DriverConfig { cpu: Some(cpu), relay: self.relay, busy_poll: self.busy_poll }
     }
 
-    /// What the driver of a control thread is made with, which never watches.
+    /// What the driver of a control thread is made with. It never watches, and the path that bytes of
+    /// flows take is none of its business: it reads what peers say, as they come and in one go.
     #[must_use]
     pub fn control_driver(&self, cpu: Option<usize>) -> DriverConfig {
-        DriverConfig { cpu, relay: self.relay, busy_poll: Duration::ZERO }
+        DriverConfig { cpu, ..DriverConfig::default() }
     }
 }
 

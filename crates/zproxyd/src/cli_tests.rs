@@ -101,7 +101,8 @@ fn flags_reach_their_settings() {
     assert!(s.allows_public_port(20010) && s.allows_public_port(0) && !s.allows_public_port(20011));
     assert_eq!((s.data.backend, s.data.relay), (Backend::Epoll, RelayMode::Copy));
     assert_eq!(s.data.busy_poll, Duration::from_micros(50));
-    assert_eq!(s.data.control_driver(None).busy_poll, Duration::ZERO);
+    let control = s.data.control_driver(None);
+    assert_eq!((control.busy_poll, control.relay), (Duration::ZERO, RelayMode::Auto));
     assert_eq!(s.steer, Steer::Never);
     assert_eq!(s.token.token, TokenSource::File("/t".into()));
     assert_eq!(s.token.state_dir.to_str(), Some("/s"));
