@@ -7,6 +7,7 @@
 # --direct leaves the tunnel out, which tells a fault of this machine from a fault of ZProxy.
 # ZPROXY_BIN_DIR names the directory of zproxyd and zproxy; without it they are built for release.
 # ZPROXY_REAL_KEEP=1 keeps the temporary directory with all logs.
+# ZPROXY_TESTS_RELAY=auto|splice|copy is the path of every byte (--relay), as in the other tests.
 #
 # One line per check and a summary at the end; the exit code is 0 when every check passed.
 set -euo pipefail
@@ -21,6 +22,11 @@ for arg in "$@"; do
         *) echo "usage: $0 [--direct] [uring|epoll|auto …]" >&2; exit 2 ;;
     esac
 done
+relay=${ZPROXY_TESTS_RELAY-auto}
+case $relay in
+    auto | splice | copy) ;;
+    *) echo "ZPROXY_TESTS_RELAY is \"$relay\": write auto, splice or copy" >&2; exit 2 ;;
+esac
 if [ "${#backends[@]}" -eq 0 ]; then
     if [ $direct = yes ]; then backends=(direct); else backends=(uring epoll); fi
 fi
@@ -214,7 +220,7 @@ EOF
 start_tunnel() {
     local ctl
     start "zproxyd-$backend" "$bin/zproxyd" --bind 127.0.0.1 --ctl-port 0 --proxy-port 0 \
-        --backend "$backend" --state-dir "$dir/state-$backend" --drain-timeout 2
+        --backend "$backend" --relay "$relay" --state-dir "$dir/state-$backend" --drain-timeout 2
     if ! until_true 15 grep -q '^zproxyd ready ' "$dir/zproxyd-$backend.out"; then
         cat "$dir/zproxyd-$backend.err" >&2
         return 1
@@ -223,6 +229,7 @@ start_tunnel() {
     cat > "$dir/zproxy-$backend.toml" << EOF
 server = "$ctl"
 backend = "$backend"
+relay = "$relay"
 token-file = "$dir/state-$backend/token"
 state-dir = "$dir/client-$backend"
 drain-timeout = 2
