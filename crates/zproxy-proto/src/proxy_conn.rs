@@ -95,7 +95,8 @@ pub enum Action {
     /// `shutdown(SHUT_WR)` on the public or local conn: everything is delivered. (A client that is
     /// still dialling does it when it is connected.)
     EndInbound,
-    /// Both directions are over: close the public or local conn cleanly and account for the flow.
+    /// Both directions are over: close the public or local conn cleanly and account for the flow. When it
+    /// comes right behind [`Action::EndInbound`], closing is ending.
     FlowEnded,
     /// The proxy_conn is idle again: gateway, back to the pool; client, expect a `Start`.
     BecomeIdle,
@@ -720,6 +721,12 @@ impl Actions {
         self.len += 1;
     }
 
+    /// What is to be done next, without taking it.
+    #[must_use]
+    pub fn peek(&self) -> Option<Action> {
+        self.items.get(self.next).copied().flatten()
+    }
+
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -731,7 +738,7 @@ impl Iterator for Actions {
     type Item = Action;
 
     fn next(&mut self) -> Option<Action> {
-        let action = self.items.get(self.next).copied().flatten();
+        let action = self.peek();
         self.next += usize::from(action.is_some());
         action
     }

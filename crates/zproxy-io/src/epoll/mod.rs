@@ -48,6 +48,9 @@ pub struct Epoll {
     /// Operations that can be tried. An entry may name one that has come home meanwhile, or one
     /// that was tried already; both are harmless.
     ready: VecDeque<(Sock, Side)>,
+    /// The last bytes of a source, which go behind what is said about them in the same turn: whoever is
+    /// woken by them knows it already.
+    last: Vec<(Sock, Side)>,
     /// What came home without having run: operations on sockets that are closed or being closed.
     stillborn: Vec<Done>,
     pools: Pools,
@@ -82,6 +85,7 @@ impl Epoll {
             outgoing: Slab::new(),
             incoming: Slab::new(),
             ready: VecDeque::new(),
+            last: Vec::new(),
             stillborn: Vec::new(),
             pools: Pools { pipes: PipePool::new(), bufs: BufPool::new() },
             busy: BusyPoll::new(config.busy_poll),
@@ -117,12 +121,11 @@ impl Epoll {
     #[track_caller]
     fn queue_outbound(&mut self, sock: Sock, token: Token, op: Outbound) {
         assert!(self.named(sock).outbound.is_none(), "one outbound operation at a time");
-        // What is said about bytes goes before them: whoever is woken by them knows it already.
-        let goes_first = matches!(op, Outbound::Send { .. });
+        let is_last = matches!(&op, Outbound::Drain { lease, refill: None } if !lease.has_end());
         let place = self.outgoing.insert(op);
         self.named(sock).outbound = Some(Pending::queued(token, place));
-        if goes_first {
-            self.ready.push_front((sock, Side::Outbound));
+        if is_last {
+            self.last.push((sock, Side::Outbound));
         } else {
             self.ready.push_back((sock, Side::Outbound));
         }

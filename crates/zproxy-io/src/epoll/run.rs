@@ -19,6 +19,7 @@ impl Epoll {
     /// Tries every operation that is in the ready queue now, once. What they queue in turn waits
     /// for the next turn.
     pub(super) fn run_ready(&mut self, done: &mut Vec<Done>) {
+        self.ready.extend(self.last.drain(..));
         for _ in 0..self.ready.len() {
             let Some((sock, side)) = self.ready.pop_front() else { return };
             match side {

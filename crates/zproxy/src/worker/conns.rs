@@ -286,10 +286,20 @@ impl<D: Driver> Worker<D> {
             zproxy_io::sim::mark_step("client", &machine.mode(), &input);
             trace!("proxy={} {:?}: {input:?}", conn.proxy, machine.mode());
         }
-        let actions = machine.handle(input);
-        for action in actions {
-            self.act(key, action);
+        let mut actions = machine.handle(input);
+        while let Some(action) = actions.next() {
+            // To close it is to end it.
+            if action == Action::EndInbound && actions.peek() == Some(Action::FlowEnded) {
+                self.note_public_end(self.flow_on(key));
+            } else {
+                self.act(key, action);
+            }
         }
+    }
+
+    /// The flow that is on a proxy_conn in data mode.
+    fn flow_on(&self, key: Key) -> Key {
+        self.conns.get(key).and_then(Conn::flow).expect("a flow ends once, on its proxy_conn")
     }
 
     fn act(&mut self, key: Key, action: Action) {
@@ -309,14 +319,8 @@ impl<D: Driver> Worker<D> {
                 self.tell(Notice::Abort(Abort { proxy, flow, code }), Haste::Urgent);
             }
             Action::ShutdownProxyWrite => self.driver.shutdown_write(conn.sock),
-            Action::EndInbound => {
-                let flow = conn.flow().expect("a direction belongs to a flow");
-                self.end_inbound(flow);
-            }
-            Action::FlowEnded => {
-                let flow = conn.flow().expect("a flow ends once");
-                self.finish_clean(flow);
-            }
+            Action::EndInbound => self.end_inbound(self.flow_on(key)),
+            Action::FlowEnded => self.finish_clean(self.flow_on(key)),
             // The fill that is outstanding brings the next start.
             Action::BecomeIdle => conn.set_work(Work::Idle(Head::default())),
             Action::CloseClean(why) => {

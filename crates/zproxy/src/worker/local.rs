@@ -316,12 +316,19 @@ impl<D: Driver> Worker<D> {
 
     /// Everything the peer has sent is delivered, and no more will come.
     pub(super) fn end_inbound(&mut self, key: Key) {
+        let local = self.note_public_end(key);
+        if let Stage::Flowing { flow, .. } = &local.stage {
+            let near = flow.near;
+            self.driver.shutdown_write(near);
+        } else {
+            local.early.is_ended = true;
+        }
+    }
+
+    pub(super) fn note_public_end(&mut self, key: Key) -> &mut Local {
         let local = self.flows.get_mut(key).expect("a direction belongs to a flow");
         local.first_end.get_or_insert(By::Public);
-        match &local.stage {
-            Stage::Flowing { flow, .. } => self.driver.shutdown_write(flow.near),
-            _ => local.early.is_ended = true,
-        }
+        local
     }
 
     // --- ends -----------------------------------------------------------------------------------
