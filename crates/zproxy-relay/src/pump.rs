@@ -205,16 +205,22 @@ impl Pump {
 
     /// Bytes that were taken for this pump, by a fill or as the rest of a header.
     pub fn on_filled(&mut self, mut lease: Lease) -> Step {
-        self.taken += lease.len() as u64;
-        if lease.take_end() {
-            self.source = SourceNow::Eof;
-            self.ends_sink |= self.hands_on_end;
-        }
+        self.note_taken(&mut lease);
         if self.is_open {
             return self.first_drain(lease);
         }
         self.state = State::Holding(lease);
         Step::Rest
+    }
+
+    /// Fresh from the source, a lease may know that it is the last. That end is the source's: the sink
+    /// gets one only if it ends there too.
+    fn note_taken(&mut self, lease: &mut Lease) {
+        self.taken += lease.len() as u64;
+        if lease.take_end() {
+            self.source = SourceNow::Eof;
+            self.ends_sink |= self.hands_on_end;
+        }
     }
 
     /// Begins to put what was taken, and tells if that is the last.
@@ -246,17 +252,21 @@ impl Pump {
         &mut self,
         put: usize,
         refilled: usize,
-        lease: Option<Lease>,
+        mut lease: Option<Lease>,
         source: SourceNow,
     ) -> Step {
         self.put += put as u64;
-        self.taken += refilled as u64;
+        // What was left over has what was added to it.
+        if let Some(lease) = lease.as_mut().filter(|_| refilled > 0) {
+            self.note_taken(lease);
+        }
         let held = lease.as_ref().map_or(0, Lease::len) as u64;
         assert_eq!(self.taken, self.put + held, "bytes taken = bytes put + residue");
         if source != SourceNow::Open {
             self.source = source;
         }
         match (lease, self.source) {
+            (Some(lease), _) if refilled > 0 => self.first_drain(lease),
             (Some(lease), _) => self.drain(lease),
             (None, SourceNow::Open) => {
                 self.state = State::Resting;
@@ -273,5 +283,120 @@ impl Pump {
     pub fn failed(&mut self, side: Side, fault: Fault) -> Step {
         self.state = State::Failed;
         Step::Failed(side, fault)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpListener, TcpStream};
+    use std::time::Duration;
+
+    use zproxy_io::{Done, Driver, DriverConfig, Epoll, RelayMode, Token};
+
+    use super::*;
+
+    const BYTES: [u8; (64 << 10) + 100] = [7; (64 << 10) + 100];
+
+    /// A pump on sockets, and their far ends. Only one of its operations is in flight at a time.
+    struct Bench {
+        driver: Epoll,
+        pump: Pump,
+        source: TcpStream,
+        sink: TcpStream,
+        done: Vec<Done>,
+    }
+
+    fn pair(driver: &mut Epoll) -> (Sock, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let far = TcpStream::connect(listener.local_addr().expect("bound")).expect("it listens");
+        far.set_read_timeout(Some(Duration::from_secs(10))).expect("a time");
+        let (near, _) = listener.accept().expect("one has come");
+        near.set_nonblocking(true).expect("an open socket");
+        (driver.adopt(near.into()), far)
+    }
+
+    impl Bench {
+        fn new(make: impl FnOnce(Sock, Sock) -> Pump) -> Self {
+            let config = DriverConfig { relay: RelayMode::Copy, ..DriverConfig::default() };
+            let mut driver = Epoll::new(&config).expect("an epoll driver");
+            let (from, source) = pair(&mut driver);
+            let (to, sink) = pair(&mut driver);
+            let mut pump = make(from, to);
+            assert!(matches!(pump.open(), Step::Rest));
+            Self { driver, pump, source, sink, done: Vec::new() }
+        }
+
+        /// Runs an operation and gives the next step.
+        fn run(&mut self, op: Op) -> Step {
+            let is_fill = matches!(op, Op::Fill { .. });
+            self.driver.submit(Token(1), op);
+            self.hear();
+            self.finish(is_fill)
+        }
+
+        /// Lets the driver hear what there is to hear.
+        fn hear(&mut self) {
+            self.driver.wait(Some(Duration::ZERO), &mut self.done).expect("epoll");
+        }
+
+        /// Waits for the result of the operation in flight.
+        fn finish(&mut self, is_fill: bool) -> Step {
+            let mut done = std::mem::take(&mut self.done);
+            while done.is_empty() {
+                self.driver.wait(None, &mut done).expect("epoll");
+            }
+            let Done { outcome, .. } = done.pop().expect("one was in flight");
+            if is_fill { self.pump.on_fill_done(outcome) } else { self.pump.on_drain_done(outcome) }
+        }
+
+        /// Pumps more than a buffer holds and the end behind it, of which the driver hears before it
+        /// refills. Gives the ends that were told.
+        fn end_in_the_refill(&mut self) -> Vec<u64> {
+            let mut told = Vec::new();
+            let Step::Fill(fill) = self.pump.fill() else { panic!("it fills") };
+            self.driver.submit(Token(1), fill);
+            self.hear();
+            self.source.write_all(&BYTES).expect("open");
+            self.source.shutdown(Shutdown::Write).expect("open");
+            let mut step = self.finish(true);
+            loop {
+                self.hear();
+                step = match step {
+                    Step::LastDrain(op, total) => {
+                        told.push(total);
+                        self.run(op)
+                    }
+                    Step::Fill(op) | Step::Drain(op) => self.run(op),
+                    Step::Ended => return told,
+                    other => panic!("{other:?}"),
+                };
+            }
+        }
+    }
+
+    /// A source's end is told, once, and stays with the pump: the sink goes on.
+    #[test]
+    fn the_sink_stays_open() {
+        let mut bench = Bench::new(Pump::new);
+        let told = bench.end_in_the_refill();
+        assert_eq!(told, [BYTES.len() as u64]);
+        bench.driver.submit(Token(1), Op::Send { sock: bench.pump.to, buf: vec![3] });
+        let mut done = Vec::new();
+        bench.driver.wait(None, &mut done).expect("epoll");
+        assert!(matches!(done[..], [Done { outcome: Outcome::Sent { .. }, .. }]), "{done:?}");
+        let mut got = [0; BYTES.len() + 1];
+        bench.sink.read_exact(&mut got).expect("no end before");
+        assert_eq!(got[BYTES.len()], 3);
+    }
+
+    /// Where the end is to be handed on, the sink has it when the last byte is put.
+    #[test]
+    fn the_sink_ends_too() {
+        let mut bench = Bench::new(|from, to| Pump::new(from, to).handing_on_end());
+        assert_eq!(bench.end_in_the_refill(), [BYTES.len() as u64]);
+        let mut got = Vec::new();
+        bench.sink.read_to_end(&mut got).expect("its end");
+        assert_eq!(got, BYTES);
     }
 }
