@@ -296,7 +296,7 @@ mod tests {
 
     use super::*;
 
-    const BYTES: [u8; (64 << 10) + 100] = [7; (64 << 10) + 100];
+    static BYTES: [u8; (64 << 10) + 100] = [7; (64 << 10) + 100];
 
     /// A pump on sockets, and their far ends. Only one of its operations is in flight at a time.
     struct Bench {
