@@ -4,7 +4,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use crate::policy::{Path, Policy};
 use crate::sock::Pacing;
-use crate::{Ending, Fault, Lease, RelayMode, Sock, Token, sys};
+use crate::{Fault, Lease, RelayMode, Sock, Token, sys};
 
 /// An operation in flight.
 #[derive(Debug)]
@@ -29,8 +29,17 @@ pub(super) enum Inbound {
     Connect(Connecting),
     /// Its place in the driver's list: only control threads and lanes receive, and every socket has
     /// room for an operation.
-    Recv(usize),
+    Recv(u32),
     Fill,
+}
+
+/// The inbound place of a socket.
+#[derive(Debug)]
+pub(super) enum Inlet {
+    Free,
+    Taken(Pending<Inbound>),
+    /// The `Drain` into this sink refills from here.
+    Lent(Sock),
 }
 
 #[derive(Debug)]
@@ -80,6 +89,8 @@ impl Ready {
     }
 }
 
+/// A socket. Small, because every idle flow has two: what few sockets have at a time is kept in the
+/// driver's lists.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) fd: OwnedFd,
@@ -96,13 +107,12 @@ pub(super) struct Entry {
     pub(super) was_spliced_into: bool,
     pub(super) policy: Policy,
     pub(super) pacing: Pacing,
-    pub(super) inbound: Option<Pending<Inbound>>,
+    pub(super) inbound: Inlet,
     /// The place of the operation in the driver's list: most sockets have none, and it is large.
-    pub(super) outbound: Option<Pending<usize>>,
+    pub(super) outbound: Option<Pending<u32>>,
     pub(super) watch: Option<Pending<()>>,
-    /// The sink whose `Drain` refills from here and so occupies the inbound place.
-    pub(super) lent_to: Option<Sock>,
-    pub(super) close: Option<(Token, Ending)>,
+    /// It can no longer be worked with: its close is in the ready queue.
+    pub(super) is_closing: bool,
 }
 
 impl Entry {
@@ -124,11 +134,10 @@ impl Entry {
             was_spliced_into: false,
             policy: Policy::new(relay, Path::Copy),
             pacing: Pacing::default(),
-            inbound: None,
+            inbound: Inlet::Free,
             outbound: None,
             watch: None,
-            lent_to: None,
-            close: None,
+            is_closing: false,
         }
     }
 
@@ -141,10 +150,13 @@ impl Entry {
     pub(super) fn wake(&mut self, mask: u32) -> Woken {
         self.ready.note(mask);
         let ready = self.ready;
-        let inbound = self.inbound.as_mut().is_some_and(|pending| {
-            let connecting = matches!(pending.op, Inbound::Connect(_));
-            (if connecting { ready.writable } else { ready.readable }) && pending.unpark()
-        });
+        let inbound = match &mut self.inbound {
+            Inlet::Taken(pending) => {
+                let connecting = matches!(pending.op, Inbound::Connect(_));
+                (if connecting { ready.writable } else { ready.readable }) && pending.unpark()
+            }
+            Inlet::Free | Inlet::Lent(_) => false,
+        };
         let outbound = ready.writable && self.outbound.as_mut().is_some_and(Pending::unpark);
         let watch = ready.hangup && self.watch.as_mut().is_some_and(Pending::unpark);
         Woken { inbound, outbound, watch }
@@ -185,7 +197,24 @@ impl Entry {
     }
 
     pub(super) fn is_inbound_free(&self) -> bool {
-        self.inbound.is_none() && self.lent_to.is_none()
+        matches!(self.inbound, Inlet::Free)
+    }
+
+    /// Takes the inbound operation out, if there is one.
+    pub(super) fn take_inbound(&mut self) -> Option<Pending<Inbound>> {
+        match std::mem::replace(&mut self.inbound, Inlet::Free) {
+            Inlet::Taken(pending) => Some(pending),
+            other => {
+                self.inbound = other;
+                None
+            }
+        }
+    }
+
+    /// The `Drain` that was to refill from here is over.
+    pub(super) fn unlend(&mut self) {
+        assert!(matches!(self.inbound, Inlet::Lent(_)), "what is given back was lent");
+        self.inbound = Inlet::Free;
     }
 
     /// Whether nothing is in flight here.
@@ -193,7 +222,7 @@ impl Entry {
         self.is_inbound_free()
             && self.outbound.is_none()
             && self.watch.is_none()
-            && self.close.is_none()
+            && !self.is_closing
     }
 }
 
@@ -217,4 +246,15 @@ pub(super) struct Woken {
     pub(super) inbound: bool,
     pub(super) outbound: bool,
     pub(super) watch: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An idle flow costs two of these in each program.
+    #[test]
+    fn a_socket_is_small() {
+        assert!(size_of::<Option<Entry>>() <= 88);
+    }
 }

@@ -27,7 +27,7 @@ use crate::{
     Outcome, RelayMode, Sock, Stats, Token, sock, sys,
 };
 
-use entry::{Entry, Inbound, Outbound, Pending, Recv};
+use entry::{Entry, Inbound, Inlet, Outbound, Pending, Recv};
 use poller::{Poller, Subject};
 use round::{Pools, Received};
 
@@ -51,6 +51,8 @@ pub struct Epoll {
     /// The last bytes of a source, which go behind what is said about them in the same turn: whoever is
     /// woken by them knows it already.
     last: Vec<(Sock, Side)>,
+    /// The closes that are in the ready queue, in the same order.
+    closes: VecDeque<(Token, Ending)>,
     /// What came home without having run: operations on sockets that are closed or being closed.
     stillborn: Vec<Done>,
     pools: Pools,
@@ -86,6 +88,7 @@ impl Epoll {
             incoming: Slab::new(),
             ready: VecDeque::new(),
             last: Vec::new(),
+            closes: VecDeque::new(),
             stillborn: Vec::new(),
             pools: Pools { pipes: PipePool::new(), bufs: BufPool::new() },
             busy: BusyPoll::new(config.busy_poll),
@@ -102,7 +105,7 @@ impl Epoll {
 
     /// Whether a socket can no longer be worked with.
     fn is_closing(&self, sock: Sock) -> bool {
-        self.socks.get(sock).is_none_or(|entry| entry.close.is_some())
+        self.socks.get(sock).is_none_or(|entry| entry.is_closing)
     }
 
     #[track_caller]
@@ -114,7 +117,7 @@ impl Epoll {
     fn queue_inbound(&mut self, sock: Sock, token: Token, op: Inbound) {
         let entry = self.named(sock);
         assert!(entry.is_inbound_free(), "one inbound operation at a time");
-        entry.inbound = Some(Pending::queued(token, op));
+        entry.inbound = Inlet::Taken(Pending::queued(token, op));
         self.ready.push_back((sock, Side::Inbound));
     }
 
@@ -122,7 +125,7 @@ impl Epoll {
     fn queue_outbound(&mut self, sock: Sock, token: Token, op: Outbound) {
         assert!(self.named(sock).outbound.is_none(), "one outbound operation at a time");
         let is_last = matches!(&op, Outbound::Drain { lease, refill: None } if !lease.has_end());
-        let place = self.outgoing.insert(op);
+        let place = self.keep(op);
         self.named(sock).outbound = Some(Pending::queued(token, place));
         if is_last {
             self.last.push((sock, Side::Outbound));
@@ -145,9 +148,15 @@ impl Epoll {
             self.stillborn.push(Done { token, outcome: Outcome::Closed });
             return;
         };
-        assert!(entry.close.is_none(), "a socket is closed once");
-        entry.close = Some((token, how));
+        assert!(!entry.is_closing, "a socket is closed once");
+        entry.is_closing = true;
         self.ready.push_back((sock, Side::Close));
+        self.closes.push_back((token, how));
+    }
+
+    /// Puts an operation into the list of those that go out and tells its place.
+    fn keep(&mut self, op: Outbound) -> u32 {
+        u32::try_from(self.outgoing.insert(op)).expect("operations are few")
     }
 
     /// A `Drain` occupies the inbound place of the source that it refills from.
@@ -155,7 +164,7 @@ impl Epoll {
     fn lend(&mut self, source: Sock, sink: Sock) {
         let entry = self.named(source);
         assert!(entry.is_inbound_free(), "one inbound operation at a time");
-        entry.lent_to = Some(sink);
+        entry.inbound = Inlet::Lent(sink);
     }
 
     /// Asks the kernel for events once; waits for them at most `timeout` (`None`: for ever).
@@ -314,7 +323,7 @@ impl Driver for Epoll {
     fn take_now(&mut self, from: Sock, buf: &mut Vec<u8>, max: usize) -> usize {
         let entry = self.named(from);
         assert!(entry.is_inbound_free(), "one inbound operation at a time");
-        if entry.policy.path() == Path::Splice || !entry.ready.readable || entry.close.is_some() {
+        if entry.policy.path() == Path::Splice || !entry.ready.readable || entry.is_closing {
             return 0;
         }
         let (fd, start) = (entry.raw(), buf.len());
@@ -328,12 +337,12 @@ impl Driver for Epoll {
 
     fn recall_accept(&mut self, listener: Sock) {
         let Some(entry) = self.socks.get_mut(listener) else { return };
-        let is_accept = |pending: &mut Pending<Inbound>| matches!(pending.op, Inbound::Accept);
         // Being closed, it comes home with the close. What it has accepted was told already; the ready
         // queue may go on naming it.
-        if entry.close.is_none()
-            && let Some(Pending { token, .. }) = entry.inbound.take_if(is_accept)
+        if !entry.is_closing
+            && let Inlet::Taken(Pending { token, op: Inbound::Accept, .. }) = entry.inbound
         {
+            entry.inbound = Inlet::Free;
             let outcome = Outcome::Failed(Fault::Cancelled);
             self.stillborn.push(Done { token, outcome });
         }
@@ -356,6 +365,7 @@ impl Driver for Epoll {
             Op::Recv { sock, buf, max } => {
                 assert!(max > 0, "there is room to receive into");
                 let place = self.incoming.insert(Recv { buf, max });
+                let place = u32::try_from(place).expect("operations are few");
                 self.queue_inbound(sock, token, Inbound::Recv(place));
             }
             Op::Fill { from } => self.queue_inbound(from, token, Inbound::Fill),

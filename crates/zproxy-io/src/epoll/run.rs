@@ -7,7 +7,7 @@ use crate::lease::Store;
 use crate::sock::Pacing;
 use crate::{Done, Ending, Fault, Lease, Outcome, Sock, SourceNow, Token, sock, sys};
 
-use super::entry::{Connecting, Entry, Inbound, Outbound, Pending, Recv};
+use super::entry::{Connecting, Entry, Inbound, Inlet, Outbound, Pending, Recv};
 use super::poller::Interest;
 use super::round::{self, Put, Received, Taken};
 use super::{Epoll, Side};
@@ -33,13 +33,13 @@ impl Epoll {
 
     fn run_inbound(&mut self, sock: Sock, done: &mut Vec<Done>) {
         let Some(entry) = self.socks.get_mut(sock) else { return };
-        let Some(Pending { token, op, .. }) = entry.inbound.take() else { return };
+        let Some(Pending { token, op, .. }) = entry.take_inbound() else { return };
         let step = match op {
             Inbound::Accept => self.accept(sock, token, done),
             Inbound::Connect(stage) => connect(entry, stage),
-            Inbound::Recv(place) => match receive(entry, &mut self.incoming[place]) {
+            Inbound::Recv(place) => match receive(entry, &mut self.incoming[place as usize]) {
                 Some(outcome) => {
-                    self.incoming.remove(place);
+                    self.incoming.remove(place as usize);
                     Step::Home(outcome)
                 }
                 None => Step::Park(Inbound::Recv(place)),
@@ -54,14 +54,16 @@ impl Epoll {
         match step {
             Step::Home(outcome) => done.push(Done { token, outcome }),
             Step::Again(op) => {
-                self.entry(sock).inbound = Some(Pending::queued(token, op));
+                self.entry(sock).inbound = Inlet::Taken(Pending::queued(token, op));
                 self.ready.push_back((sock, Side::Inbound));
             }
             Step::Park(op) => {
                 let listening = matches!(op, Inbound::Accept);
                 let interest = if listening { Interest::Listener } else { Interest::Stream };
                 match self.register(sock, interest) {
-                    Ok(()) => self.entry(sock).inbound = Some(Pending::parked(token, op)),
+                    Ok(()) => {
+                        self.entry(sock).inbound = Inlet::Taken(Pending::parked(token, op));
+                    }
                     Err(fault) => {
                         self.forget(&op);
                         done.push(Done { token, outcome: Outcome::Failed(fault) });
@@ -74,14 +76,14 @@ impl Epoll {
     /// Gives up what the driver keeps of an operation that does not wait after all.
     fn forget(&mut self, op: &Inbound) {
         if let Inbound::Recv(place) = op {
-            self.incoming.remove(*place);
+            self.incoming.remove(*place as usize);
         }
     }
 
     fn run_outbound(&mut self, sock: Sock, done: &mut Vec<Done>) {
         let Some(entry) = self.socks.get_mut(sock) else { return };
         let Some(Pending { token, op: place, .. }) = entry.outbound.take() else { return };
-        let step = match self.outgoing.remove(place) {
+        let step = match self.outgoing.remove(place as usize) {
             Outbound::Send { buf, sent } => send(entry, buf, sent),
             Outbound::Drain { lease, refill } => self.drain(sock, lease, refill),
         };
@@ -89,7 +91,7 @@ impl Epoll {
             Step::Home(outcome) => (outcome, None),
             Step::Again(op) | Step::Park(op) => match self.register(sock, Interest::Stream) {
                 Ok(()) => {
-                    let place = self.outgoing.insert(op);
+                    let place = self.keep(op);
                     self.entry(sock).outbound = Some(Pending::parked(token, place));
                     return;
                 }
@@ -116,27 +118,32 @@ impl Epoll {
 
     /// Brings home what is in flight, then closes.
     fn run_close(&mut self, sock: Sock, done: &mut Vec<Done>) {
-        let Some(mut entry) = self.socks.remove(sock) else { return };
-        let Some((token, how)) = entry.close.take() else { return };
+        let (token, how) = self.closes.pop_front().expect("it was queued together with this");
+        let entry = self.socks.remove(sock).expect("a socket is there until it is closed");
         let mut cancel = |token| {
             done.push(Done { token, outcome: Outcome::Failed(Fault::Cancelled) });
         };
-        if let Some(pending) = entry.inbound.take() {
-            cancel(pending.token);
-            self.forget(&pending.op);
+        match entry.inbound {
+            Inlet::Free => {}
+            Inlet::Taken(pending) => {
+                cancel(pending.token);
+                self.forget(&pending.op);
+            }
+            Inlet::Lent(sink) => {
+                let sink = self.socks.get_mut(sink);
+                if let Some(pending) = sink.and_then(|sink| sink.outbound.take()) {
+                    cancel(pending.token);
+                    self.outgoing.remove(pending.op as usize);
+                }
+            }
         }
-        if let Some(pending) = entry.outbound.take() {
+        if let Some(pending) = entry.outbound {
             cancel(pending.token);
-            let refill = self.outgoing.remove(pending.op).refill();
+            let refill = self.outgoing.remove(pending.op as usize).refill();
             self.unlend(refill);
         }
-        if let Some(pending) = entry.watch.take() {
+        if let Some(pending) = entry.watch {
             cancel(pending.token);
-        }
-        let borrower = entry.lent_to.and_then(|sink| self.socks.get_mut(sink));
-        if let Some(pending) = borrower.and_then(|sink| sink.outbound.take()) {
-            cancel(pending.token);
-            self.outgoing.remove(pending.op);
         }
         match how {
             Ending::Clean => sock::close_clean(entry.fd),
@@ -213,7 +220,7 @@ impl Epoll {
     /// Gives the inbound place of a drain's source back.
     fn unlend(&mut self, source: Option<Sock>) {
         if let Some(entry) = source.and_then(|source| self.socks.get_mut(source)) {
-            entry.lent_to = None;
+            entry.unlend();
         }
     }
 
