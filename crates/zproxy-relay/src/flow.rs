@@ -70,10 +70,6 @@ pub enum Heard {
 /// Two pumps and what is needed to notice that an end has died unseen.
 #[derive(Debug)]
 pub struct Flow {
-    /// The public or local conn.
-    pub near: Sock,
-    /// The proxy_conn or the other conn.
-    pub far: Sock,
     /// From near to far.
     pub outbound: Pump,
     /// From far to near.
@@ -97,8 +93,6 @@ impl Flow {
     #[must_use]
     pub fn new(near: Sock, far: Sock) -> Self {
         Self {
-            near,
-            far,
             outbound: Pump::new(near, far),
             inbound: Pump::new(far, near),
             near_watched: false,
@@ -108,6 +102,18 @@ impl Flow {
             still: 0,
             paths: [Path::default(); 2],
         }
+    }
+
+    /// The public or local conn.
+    #[must_use]
+    pub fn near(&self) -> Sock {
+        self.outbound.from
+    }
+
+    /// The proxy_conn or the other conn.
+    #[must_use]
+    pub fn far(&self) -> Sock {
+        self.outbound.to
     }
 
     /// A flow whose ends are both the flow's own: each ends where the other one does.
@@ -219,8 +225,8 @@ impl Flow {
     /// look on. Short flows never live to see one.
     pub fn look<D: Driver>(&mut self, driver: &mut D, keys: Keys) -> u32 {
         match self.dialled.take() {
-            Some(End::Near) => driver.keep_alive(self.near),
-            Some(End::Far) => driver.keep_alive(self.far),
+            Some(End::Near) => driver.keep_alive(self.near()),
+            Some(End::Far) => driver.keep_alive(self.far()),
             None => {}
         }
         let moved = self.outbound.put() + self.inbound.put();
@@ -232,12 +238,12 @@ impl Flow {
         if !self.outbound.is_filling() && !self.near_watched {
             self.near_watched = true;
             let name = Name { kind: kind::WATCH_NEAR, key: keys.flow };
-            driver.submit(name.token(), Op::Watch { sock: self.near });
+            driver.submit(name.token(), Op::Watch { sock: self.near() });
         }
         if !self.inbound.is_filling() && !self.far_watched {
             self.far_watched = true;
             let name = Name { kind: kind::WATCH_FAR, key: keys.far };
-            driver.submit(name.token(), Op::Watch { sock: self.far });
+            driver.submit(name.token(), Op::Watch { sock: self.far() });
         }
         self.still
     }
@@ -249,9 +255,10 @@ impl Flow {
         limit: &PathLimit,
         now: Duration,
     ) -> Option<End> {
+        let socks = [self.near(), self.far()];
         let [near, far] = &mut self.paths;
-        let is_near_dead = near.is_dead(driver, self.near, limit, now);
-        let is_far_dead = far.is_dead(driver, self.far, limit, now);
+        let is_near_dead = near.is_dead(driver, socks[0], limit, now);
+        let is_far_dead = far.is_dead(driver, socks[1], limit, now);
         match (is_near_dead, is_far_dead) {
             (true, _) => Some(End::Near),
             (_, true) => Some(End::Far),

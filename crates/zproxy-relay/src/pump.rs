@@ -50,8 +50,8 @@ pub enum Step {
 /// One direction of a flow.
 #[derive(Debug)]
 pub struct Pump {
-    from: Sock,
-    to: Sock,
+    pub(crate) from: Sock,
+    pub(crate) to: Sock,
     state: State,
     source: SourceNow,
     /// Whether the sink may be written to.

@@ -427,8 +427,8 @@ impl<D: Driver> Worker<D> {
                 None => {
                     *first_end = Some(direction);
                     let sink = match direction {
-                        Direction::Outbound => flow.far,
-                        Direction::Inbound => flow.near,
+                        Direction::Outbound => flow.far(),
+                        Direction::Inbound => flow.near(),
                     };
                     self.driver.shutdown_write(sink);
                 }
@@ -466,7 +466,7 @@ impl<D: Driver> Worker<D> {
             State::Dialling(None) => {}
             State::Dialling(Some(dial)) => self.close(dial.sock, Ending::Reset),
             State::Flowing { flow, bound_at, .. } => {
-                self.close(flow.far, how);
+                self.close(flow.far(), how);
                 (inward, outward) = (flow.outbound.put(), flow.inbound.put());
                 bind = Some(bound_at.saturating_sub(link.accepted_at));
             }

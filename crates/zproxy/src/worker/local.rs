@@ -318,7 +318,7 @@ impl<D: Driver> Worker<D> {
     pub(super) fn end_inbound(&mut self, key: Key) {
         let local = self.note_public_end(key);
         if let Stage::Flowing { flow, .. } = &local.stage {
-            let near = flow.near;
+            let near = flow.near();
             self.driver.shutdown_write(near);
         } else {
             local.early.is_ended = true;
@@ -350,7 +350,7 @@ impl<D: Driver> Worker<D> {
             Stage::Unknown { .. } | Stage::Resolving | Stage::Failed => {}
             Stage::Dialling(dial) => self.close(dial.sock, Ending::Reset),
             Stage::Flowing { flow, bound_at } => {
-                self.close(flow.near, how);
+                self.close(flow.near(), how);
                 is_read = flow.inbound.is_filling();
                 if let Some(conn) = self.conns.get_mut(local.conn) {
                     conn.far_watched = flow.far_watched;

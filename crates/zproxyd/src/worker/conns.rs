@@ -201,7 +201,7 @@ impl<D: Driver> Worker<D> {
     /// Everything that the client has sent is delivered: FIN goes on to the public conn.
     fn end_inbound(&mut self, key: Key) {
         let Some(bound) = self.bound_of(key) else { return };
-        let near = bound.flow.near;
+        let near = bound.flow.near();
         self.driver.shutdown_write(near);
     }
 
