@@ -51,7 +51,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 const FULL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Alarms of peers that are gone are dropped when there are so many.
-const ALARMS_STALE_MAX: usize = 4096;
+const ALARMS_STALE_MAX: usize = 512;
 
 /// What the control core is made with.
 pub(crate) struct Parts<D: Driver> {
